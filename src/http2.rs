@@ -13,7 +13,7 @@
 //! Not here: the answers (the service), sockets and the checks before HTTP/2 begins (`front::listen`), and calls that
 //! stream in both directions, for which `source` uses hyper's client. Parts: `limits`, `frame` (the wire), `hpack`
 //! (compressed fields), `request` (the meaning of fields), `body` (of a request), `stream`, `streams`, `output`,
-//! `wake`, `turn`, `intake` (the effect of each frame), and `connection`, which is the task.
+//! `wake`, `turn`, `queue` (for long turns), `intake` (the effect of each frame), and `connection`, which is the task.
 //!
 //! Always holds:
 //! - memory that a peer can use is bounded: bodies by windows, fields by size, streams by number. Nothing is read from
@@ -30,6 +30,7 @@ mod frame;
 pub mod hpack;
 mod limits;
 mod output;
+mod queue;
 mod request;
 mod stream;
 mod streams;
@@ -40,6 +41,7 @@ pub use self::{
     body::{Arrivals, Body},
     connection::{Connection, Ended},
     limits::{Keepalive, Limits, Refused},
+    queue::TurnQueue,
 };
 
 /// Why a handler or an answer's body failed. The stream is reset with the reason of an [`h2::Error`] among the causes,

@@ -22,6 +22,7 @@ pub mod latest;
 pub mod pb;
 mod ranges;
 pub mod relay;
+pub mod rpc;
 pub mod service;
 pub mod shutdown;
 pub mod source;

@@ -17,7 +17,7 @@ use std::{
 use metrics::gauge;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 pub use self::config::{
     Advertise, Embedded, Etcd, EtcdV2, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, V2Facade, Views, Watches,
@@ -33,7 +33,7 @@ use crate::{
         access::Access,
         balance::Balance,
         gateway::{Gateway, SchemaError},
-        grpc::{self, GrpcPort, GrpcService, LainletApi, Locals, Streams},
+        grpc::{self, GrpcPort, LainletApi, Locals, Streams},
         http::{
             admin::{Admin, HttpPort},
             audience::Gate,
@@ -43,7 +43,9 @@ use crate::{
         },
         listen::{Address, BindError, Bound, ConnectionId, Connections, PortConfig, Stop, fit_connections},
     },
+    http2::TurnQueue,
     hub::{FeedStats, Hub, WatchStats, WatchStreamStats},
+    rpc::GrpcService,
     service::ServiceManager,
     shutdown::{Drained, Phases, Shutdown},
     source::Members,
@@ -51,6 +53,10 @@ use crate::{
     telemetry::{ReadyBoard, names, recorder::Metrics},
     types::{MemberVersion, Revision},
 };
+
+/// Most HTTP/2 connections for each thread that are ready for a long turn at the same time. Whatever else becomes ready
+/// waits for about so many long turns.
+const LONG_TURNS: usize = 1;
 
 /// A relay whose ports are bound, but which does not serve anything yet.
 #[derive(Debug)]
@@ -104,9 +110,12 @@ impl Relay {
         config.show_bounds();
         let connections = Arc::new(Connections::default());
         let batcher = Batcher::new(config.io)?;
+        let at_once = LONG_TURNS * Handle::current().metrics().num_workers();
+        let turns = TurnQueue::new(at_once, gauge!(names::TURNS_WAITING));
         let bind = |port: &PortConfig| {
             let leave_spread = spread(config.drain_time);
-            let port = PortConfig { leave_spread, batcher: batcher.clone(), ..port.clone() };
+            let port =
+                PortConfig { leave_spread, batcher: batcher.clone(), turns: Some(turns.clone()), ..port.clone() };
             let bound = Bound::bind(port, connections.clone())?;
             for Address { addr, secure } in bound.addresses() {
                 let port = bound.port();

@@ -34,10 +34,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::state::StoreState;
-pub use self::{
-    error::StoreError,
-    service::{ETCD_API_VERSION, ForwardService},
-};
+pub use self::{error::StoreError, service::ETCD_API_VERSION};
 use crate::{
     pb::etcdserverpb::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,

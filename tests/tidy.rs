@@ -40,10 +40,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("bench", &["types", "telemetry", "tls", "pb"]),
     ("hub", &["critical", "sync", "types", "telemetry"]),
     ("ranges", &["types", "pb"]),
-    ("source", &["critical", "types", "http2", "hub", "telemetry", "tls", "pb", "ranges"]),
-    ("store", &["types", "hub", "telemetry", "pb", "ranges"]),
+    ("source", &["critical", "types", "http2", "hub", "rpc", "telemetry", "tls", "pb", "ranges"]),
+    ("store", &["types", "hub", "rpc", "telemetry", "pb", "ranges"]),
     ("view", &["critical", "types", "hub", "latest", "telemetry", "pb"]),
-    ("front", &["batch", "types", "hub", "view", "latest", "http2", "fleet", "telemetry", "tls", "pb", "shutdown"]),
+    (
+        "front",
+        &["batch", "types", "hub", "view", "latest", "http2", "fleet", "rpc", "telemetry", "tls", "pb", "shutdown"],
+    ),
     (
         "relay",
         &[
@@ -56,6 +59,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "view",
             "front",
             "fleet",
+            "http2",
+            "rpc",
             "service",
             "telemetry",
             "tls",

@@ -53,8 +53,9 @@ use self::{
     turns::{EACH, Turns},
 };
 use crate::{
-    front::{client::Client, grpc::GrpcService},
+    front::client::Client,
     hub::upstream::UpstreamError,
+    rpc::GrpcService,
     telemetry::{
         ReadyBoard,
         names::{self, Check},

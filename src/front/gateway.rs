@@ -33,7 +33,6 @@ use metrics::counter;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use tokio::time::{Sleep, sleep};
 use tonic::{Code, Status, body::Body};
-use tower::ServiceExt as _;
 
 pub(in crate::front) use self::lines::{LineWriter, Lines};
 pub use self::schema::SchemaError;
@@ -46,11 +45,12 @@ use self::{
 use super::{
     body::{BoxError, PortBody, RequestBody},
     client::Client,
-    grpc::{GrpcService, Local, WATCH, mark_client},
+    grpc::{Local, WATCH, mark_client},
     order,
 };
 use crate::{
     hub::room::Room,
+    rpc::GrpcService,
     telemetry::names::{self, GatewayOutcome, Service},
 };
 
@@ -275,7 +275,7 @@ async fn ask<L: Local>(
         order::hold_whole(request.extensions()).await;
     }
     mark_client(request.extensions_mut());
-    let Ok(response) = forward.oneshot(request.map(Body::new)).await;
+    let Ok(response) = forward.answer(request.map(Body::new)).await;
     response.map(PortBody::Plain)
 }
 

@@ -33,7 +33,7 @@ pub use self::{
     members::{Advertised, Members},
     pieces::Pieces,
     reply::Reply,
-    service::{GrpcPort, GrpcService, Local, is_grpc},
+    service::{GrpcPort, Local, is_grpc},
     services::{health, reflection},
     watch_body::WatchBody,
 };

@@ -89,6 +89,8 @@ pub struct PortConfig {
     pub write_stall: Duration,
     /// Joins what is sent to its connections; `None` makes a system call for each send.
     pub batcher: Option<Arc<Batcher>>,
+    /// Where its HTTP/2 connections wait for long turns; `None` lets each have one whenever it is ready.
+    pub turns: Option<http2::TurnQueue>,
     /// The time within which all connections are asked to leave when the port stops; shorter if there are few.
     pub leave_spread: Duration,
     /// The age at which a connection is asked to leave, varied by a quarter; `None` sets no limit.
@@ -123,6 +125,7 @@ impl PortConfig {
             keepalive: Some(Self::KEEPALIVE),
             write_stall: Self::WRITE_STALL,
             batcher: None,
+            turns: None,
             leave_spread: Duration::ZERO,
             max_age: None,
         }

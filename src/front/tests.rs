@@ -12,13 +12,13 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
-use tower::{service_fn, util::BoxCloneSyncService};
+use tower::service_fn;
 
 use super::{
     Inspect,
     body::RequestBody,
     gateway::Gateway,
-    grpc::{self, GrpcPort, GrpcService, Local},
+    grpc::{self, GrpcPort, Local},
     http::{
         admin::{self, Admin, HttpPort},
         audience::{Audience, Gate},
@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     hub::{FeedStats, WatchStats, WatchStreamStats},
+    rpc::GrpcService,
     telemetry::{ReadyBoard, names::Port},
     types::{MemberVersion, Revision},
 };
@@ -116,7 +117,7 @@ struct Ports {
 }
 
 fn named(name: &'static str) -> GrpcService {
-    BoxCloneSyncService::new(service_fn(move |_: Request<Body>| async move {
+    GrpcService::new(service_fn(move |_: Request<Body>| async move {
         Ok::<_, Infallible>(Response::new(Body::new(Full::<Bytes>::from(name))))
     }))
 }

@@ -13,15 +13,15 @@ use std::{
 };
 
 use bytes::Buf as _;
-use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use parking_lot::Mutex;
 use tonic::{Code, Status, body::Body};
-use tower::{ServiceExt as _, service_fn, util::BoxCloneSyncService};
 
-use super::grpc::GrpcService;
-use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
+use crate::{
+    pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse},
+    rpc::GrpcService,
+};
 
 /// Tokens per generation. A client gets a new token every few minutes, but its connections keep showing the first.
 const MOST: usize = 16_384;
@@ -76,14 +76,12 @@ impl Users {
     #[must_use]
     pub fn noticing(&self, forward: GrpcService) -> GrpcService {
         let users = self.clone();
-        BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
-            let forward = forward.clone();
+        GrpcService::passing(move |request| {
             if request.uri().path() != AUTHENTICATE {
-                return Either::Left(forward.oneshot(request));
+                return forward.answer(request);
             }
-            let users = users.clone();
-            // Boxed, because otherwise all other calls would be as large.
-            Either::Right(Box::pin(async move {
+            let (users, forward) = (users.clone(), forward.clone());
+            Box::pin(async move {
                 let (parts, body) = request.into_parts();
                 let Ok(body) = Limited::new(body, MOST_MESSAGE).collect().await else {
                     let text = format!("etcd-relay: an Authenticate request has at most {MOST_MESSAGE} bytes");
@@ -91,10 +89,10 @@ impl Users {
                 };
                 let body = body.to_bytes();
                 let name = message::<AuthenticateRequest>(&body).map(|asked| asked.name);
-                let response = forward.oneshot(Request::from_parts(parts, Body::new(Full::new(body)))).await?;
+                let response = forward.answer(Request::from_parts(parts, Body::new(Full::new(body)))).await?;
                 Ok(users.notice(name, response).await)
-            }))
-        }))
+            })
+        })
     }
 
     async fn notice(&self, name: Option<String>, response: Response<Body>) -> Response<Body> {
@@ -153,6 +151,7 @@ mod tests {
 
     use bytes::{BufMut as _, Bytes, BytesMut};
     use http::HeaderValue;
+    use tower::service_fn;
 
     use super::*;
 
@@ -165,7 +164,7 @@ mod tests {
     }
 
     fn etcd() -> GrpcService {
-        BoxCloneSyncService::new(service_fn(|request: Request<Body>| async move {
+        GrpcService::new(service_fn(|request: Request<Body>| async move {
             let body = request.into_body().collect().await.expect("a body").to_bytes();
             let asked: AuthenticateRequest = message(&body).expect("a request");
             let mut trailers = HeaderMap::new();
@@ -184,7 +183,7 @@ mod tests {
     async fn authenticate(users: &Users, name: &str, password: &str) -> (Bytes, HeaderMap) {
         let body = framed(&AuthenticateRequest { name: name.to_owned(), password: password.to_owned() });
         let request = Request::post(AUTHENTICATE).body(Body::new(Full::new(body))).expect("a request");
-        let response = users.noticing(etcd()).oneshot(request).await.expect("an answer");
+        let response = users.noticing(etcd()).answer(request).await.expect("an answer");
         let answer = response.into_body().collect().await.expect("a body");
         let trailers = answer.trailers().cloned().expect("trailers");
         (answer.to_bytes(), trailers)

@@ -47,9 +47,10 @@ use self::{
     waits::Waits,
 };
 pub use self::{port::V2Port, reply::V2Body};
-use super::{Inspect, access::Access, grpc::GrpcService, signal::Signal};
+use super::{Inspect, access::Access, signal::Signal};
 use crate::{
     hub::{Asker, Feed, Hub},
+    rpc::GrpcService,
     types::{ClientKey, KeyRange},
 };
 

@@ -29,6 +29,7 @@ use super::{
     frame::{self, MAX_PAYLOAD, MAX_STREAM, OwnSettings},
     limits::{Keepalive, Limits, Refused},
     output::Output,
+    queue::{Place, TurnQueue},
     stream::{ConnectionContext, Ran},
     streams::Streams,
     turn::Turn,
@@ -77,8 +78,11 @@ pub struct Connection<T, S, F, B: http_body::Body, E> {
     full: bool,
     /// The watchdog is due.
     is_due: bool,
-    /// The turn is over: the tasks that are ready now run before the next turn.
-    gives_way: bool,
+    pause: Pause,
+    /// No request has been given to its handler yet.
+    is_new: bool,
+    /// It has ended, and its last streams are being dropped.
+    has_ended: bool,
     output: Output,
     streams: Streams<F, B>,
     peer: Peer,
@@ -102,7 +106,11 @@ struct Rare<E> {
     abort: E,
     /// Called for each request that is refused because of a limit.
     on_refusal: Box<dyn Fn(Refused) + Send + Sync>,
-    /// The result of the connection, while its last streams are being dropped.
+    /// Shared with other connections.
+    queue: Option<TurnQueue>,
+    /// The place of this connection in `queue`; `None` while it does not need one.
+    place: Option<Box<Place>>,
+    /// The result of the connection once it has ended.
     ended: Option<Result<(), Ended>>,
 }
 
@@ -114,7 +122,7 @@ struct WakeFlags {
     abort: (Arc<WakeFlag>, Waker),
 }
 
-/// The limits that the peer set.
+/// What the peer has told.
 #[derive(Debug)]
 struct Peer {
     /// Bytes that it accepts on all streams together.
@@ -127,6 +135,8 @@ struct Peer {
     max_payload: usize,
     /// The peer has reduced its field table, so a change of our table's size must be sent.
     shrinks_table: bool,
+    /// The peer will end the connection once its streams are over.
+    leaves: bool,
 }
 
 /// The phase of a connection's life.
@@ -139,6 +149,19 @@ enum Phase {
     Finishing,
     /// The last frames are being written.
     Closing(Option<Reason>),
+}
+
+/// What comes before the next turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    /// Nothing: the connection is woken for what there is to do.
+    None,
+    /// The connection waits for a place in the queue for turns.
+    Queued,
+    /// It has a place, and the runtime checks the sockets.
+    Checking,
+    /// It has a place for the turn that comes now.
+    Over,
 }
 
 /// Finds out whether a silent peer is still there, and whether a peer completes what it has begun.
@@ -205,7 +228,9 @@ where
             readable: true,
             full: false,
             is_due: false,
-            gives_way: false,
+            pause: Pause::None,
+            is_new: true,
+            has_ended: false,
             output,
             streams: Streams::new(),
             peer: Peer {
@@ -214,6 +239,7 @@ where
                 ahead: 0,
                 max_payload: MAX_PAYLOAD,
                 shrinks_table: false,
+                leaves: false,
             },
             phase: Phase::Open,
             turn: Turn::default(),
@@ -227,6 +253,8 @@ where
                 stop: Some(stop),
                 abort,
                 on_refusal: Box::new(|_| ()),
+                queue: None,
+                place: None,
                 ended: None,
             }),
             wakes,
@@ -237,6 +265,14 @@ where
     #[must_use]
     pub fn on_refusal(mut self, report: impl Fn(Refused) + Send + Sync + 'static) -> Self {
         self.rare.on_refusal = Box::new(report);
+        self
+    }
+
+    /// The same; if there is a `queue`, the connections that share it wait there for turns that are likely to be
+    /// long.
+    #[must_use]
+    pub fn sharing(mut self, queue: Option<TurnQueue>) -> Self {
+        self.rare.queue = queue;
         self
     }
 
@@ -267,6 +303,12 @@ where
                 // Checked after reading: if everything was delayed, the answer to a ping may have just been read.
                 self.watch()?;
             }
+            if self.is_new && self.streams.fresh > 0 && !matches!(self.phase, Phase::Closing(_)) {
+                if self.pause != Pause::Over {
+                    break;
+                }
+                self.is_new = false;
+            }
             // A peer that sends without a pause must get its answers all the same.
             let has_read_enough = self.turn.is_over();
             if has_read_enough {
@@ -283,7 +325,7 @@ where
                     Poll::Pending => self.full = true,
                 }
             }
-            let finishes = self.phase == Phase::Finishing || self.intake.leaves && self.phase != Phase::Stopping;
+            let finishes = self.phase == Phase::Finishing || self.peer.leaves && self.phase != Phase::Stopping;
             if finishes && self.streams.all.is_empty() && !matches!(self.phase, Phase::Closing(_)) {
                 self.phase = Phase::Closing(None);
             }
@@ -314,16 +356,40 @@ where
         Poll::Pending
     }
 
-    /// Lets other tasks run first, including those whose sockets have received something meanwhile.
+    /// Lets other tasks run first, including those whose sockets have received something meanwhile, and those of
+    /// connections that have waited longer for such a turn.
+    fn give_way(&mut self, cx: &mut Context<'_>) {
+        // Whoever waits comes first.
+        self.rare.place = None;
+        self.rare.place = self.rare.queue.as_ref().map(|queue| Box::new(queue.join()));
+        self.pause = Pause::Queued;
+        let paused = self.poll_pause(cx);
+        debug_assert!(paused.is_pending(), "a pause takes more than one poll");
+    }
+
+    /// Waits until the next turn may begin.
     ///
     /// A task that wakes itself goes behind the tasks that are known to be ready. But the runtime checks the sockets
     /// only when no task is ready, or once in 61 runs of tasks. So connections that always have more to do would delay
     /// all others by 61 of their turns. Therefore this task is first woken after such a check, and then goes behind the
     /// tasks that the check has found.
-    fn give_way(&mut self, cx: &mut Context<'_>) {
-        self.gives_way = true;
-        let yielded = pin!(tokio::task::yield_now()).poll(cx);
-        debug_assert!(yielded.is_pending(), "the next poll is ready");
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.pause {
+            Pause::None | Pause::Over => return Poll::Ready(()),
+            Pause::Queued => {
+                if let Some(place) = &mut self.rare.place {
+                    ready!(place.poll_held(cx));
+                }
+                self.pause = Pause::Checking;
+                let yielded = pin!(tokio::task::yield_now()).poll(cx);
+                debug_assert!(yielded.is_pending(), "the next poll is ready");
+            }
+            Pause::Checking => {
+                self.pause = Pause::Over;
+                cx.waker().wake_by_ref();
+            }
+        }
+        Poll::Pending
     }
 
     /// Handles the parts that were woken. Returns true if the connection must be dropped at once.
@@ -541,14 +607,19 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if std::mem::take(&mut this.gives_way) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
+        ready!(this.poll_pause(cx));
         this.turn = Turn::default();
-        if this.rare.ended.is_none() {
-            let ended = ready!(this.take_turn(cx));
+        if !this.has_ended {
+            let Poll::Ready(ended) = this.take_turn(cx) else {
+                if this.pause == Pause::Over {
+                    // It has nothing more to do.
+                    this.pause = Pause::None;
+                    this.rare.place = None;
+                }
+                return Poll::Pending;
+            };
             this.rare.ended = Some(ended);
+            this.has_ended = true;
         }
         // A peer that has closed does not wait for this.
         if this.streams.clear(&mut this.turn) {

@@ -4,6 +4,7 @@ mod calling;
 mod ending;
 mod faults;
 mod held;
+mod queued;
 pub(crate) mod sockets;
 mod turns;
 mod windows;

@@ -9,11 +9,12 @@ use super::{LainletFeeds, OnDemand, RelayConfig};
 use crate::{
     front::{
         access::{Access, Auth, INTERVAL},
-        grpc::{EtcdApi, GrpcService, Members, Streams},
+        grpc::{EtcdApi, Members, Streams},
         session::Sessions,
         users::Users,
     },
     hub::{Feed, HistoryLimits, Hub, Limits, OutboxLimits, Pace, Shares, Standing, pulse, upstream::Upstream},
+    rpc::GrpcService,
     shutdown::Phases,
     source::{Audit, Driver, DriverConfig},
     telemetry::{Hold, ReadyBoard},

@@ -13,11 +13,9 @@ use super::{
     config::{Advertise, Embedded, Etcd, EtcdV2},
 };
 use crate::{
-    front::{
-        balance::load_key,
-        grpc::{self, GrpcService},
-    },
+    front::{balance::load_key, grpc},
     hub::upstream::Upstream,
+    rpc::GrpcService,
     shutdown::Phases,
     source::{
         AutoSync, Dialler, EtcdConfig, EtcdUpstream, Judge, LoadKey, Members, Registration, V2Config, V2Upstream,

@@ -23,12 +23,8 @@ mod send;
 mod status;
 
 use std::{
-    convert::Infallible,
-    future::Future,
     num::{NonZeroU32, NonZeroUsize},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -40,7 +36,6 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tower::{service_fn, util::BoxCloneSyncService};
 
 use self::{
     body::{Call, ResponseBody},
@@ -54,14 +49,16 @@ use super::{
     Dialler, Members,
     pool::{Kind, Pool, Settings, WIDE},
 };
-use crate::{critical::Tasks, telemetry::names, types::ClientKey};
+use crate::{
+    critical::Tasks,
+    rpc::{GrpcAnswer, GrpcService},
+    telemetry::names,
+    types::ClientKey,
+};
 
 /// The client for which a call of the relay's own takes its place on a connection.
 #[derive(Clone, Copy, Debug)]
 struct OnBehalfOf(ClientKey);
-
-/// Forwards calls; type-erased, for fronts.
-pub type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// Headers that concern a single connection (RFC 9110, section 7.6.1), and `host`, which becomes `:authority`.
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -185,23 +182,23 @@ impl Forward {
 
     /// A type-erased service for the relay's own calls, over connections that clients' calls do not use.
     #[must_use]
-    pub fn own(&self) -> ForwardService {
+    pub fn own(&self) -> GrpcService {
         let forward = self.clone();
-        BoxCloneSyncService::new(service_fn(move |request| {
+        GrpcService::passing(move |request| {
             let forward = forward.clone();
-            async move { Ok(forward.pass(request, Some(names::Lane::Own)).await) }
-        }))
+            Box::pin(async move { Ok(forward.pass(request, Some(names::Lane::Own)).await) })
+        })
     }
 
     /// The same, type-erased.
     #[must_use]
-    pub fn boxed(self) -> ForwardService {
-        BoxCloneSyncService::new(self)
+    pub fn boxed(self) -> GrpcService {
+        GrpcService::passing(move |request| self.answer(request))
     }
 
     /// The same, with lease keep-alives over a few streams that clients share.
     #[must_use]
-    pub fn sharing_keepalives(self, tasks: Tasks) -> ForwardService {
+    pub fn sharing_keepalives(self, tasks: Tasks) -> GrpcService {
         keepalive::over(self, tasks)
     }
 
@@ -209,6 +206,12 @@ impl Forward {
     /// cannot be reached, the answer is a gRPC status that says so.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
         self.pass(request, None).await
+    }
+
+    /// The same as a future of its own.
+    fn answer(&self, request: Request<Body>) -> GrpcAnswer {
+        let forward = self.clone();
+        Box::pin(async move { Ok(forward.call(request).await) })
     }
 
     async fn pass(&self, request: Request<Body>, lane: Option<names::Lane>) -> Response<Body> {
@@ -261,21 +264,6 @@ impl Forward {
                 status.into_http()
             }
         }
-    }
-}
-
-impl tower::Service<Request<Body>> for Forward {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let forward = self.clone();
-        Box::pin(async move { Ok(Self::call(&forward, request).await) })
     }
 }
 

@@ -35,7 +35,6 @@ use tokio::time::Instant;
 
 use self::{
     answer::{CLEARED, NOT_A_DIRECTORY, NOT_FOUND, Standing},
-    calls::ForwardService,
     copy::Copy,
     link::{Declined, MAX_ANSWER, Members, Reply},
     listing::Listed,
@@ -45,6 +44,7 @@ use self::{
 use super::{Dialler, Endpoint, Identity};
 use crate::{
     hub::upstream::{Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
+    rpc::GrpcService,
     telemetry::names::{self, V2Listing},
     types::{Header, KeyRange, Revision},
 };
@@ -129,7 +129,7 @@ impl V2Upstream {
 
     /// Answers the calls that feeds do not answer: reads, and for everything else the reason why there is nothing.
     #[must_use]
-    pub fn forward_service(self: &Arc<Self>) -> ForwardService {
+    pub fn forward_service(self: &Arc<Self>) -> GrpcService {
         calls::service(self.clone(), calls::ROOM)
     }
 

@@ -16,19 +16,19 @@ use std::{
 use futures_util::future::{Either, Ready, ready};
 use http::{Request, Response};
 use tonic::{Code, Status, body::Body, service::Routes};
-use tower::{Service, util::BoxCloneSyncService};
+use tower::Service;
 
 use super::{Store, StoreError};
-use crate::pb::etcdserverpb::{
-    auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
-    maintenance_server::MaintenanceServer,
+use crate::{
+    pb::etcdserverpb::{
+        auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+        maintenance_server::MaintenanceServer,
+    },
+    rpc::GrpcService,
 };
 
 /// The etcd release whose API the store implements, and the version in its status.
 pub const ETCD_API_VERSION: &str = "3.5.16";
-
-/// Takes any gRPC request.
-pub type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// The methods that are served.
 pub(super) const SERVED: [&str; 15] = [
@@ -54,14 +54,14 @@ const MAX_MESSAGE_BYTES: usize = 2 << 20;
 impl Store {
     /// The services of this store. Other methods answer Unimplemented, with the method's name in the message.
     #[must_use]
-    pub fn forward_service(&self) -> ForwardService {
+    pub fn forward_service(&self) -> GrpcService {
         let routes = Routes::new(KvServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(LeaseServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(MaintenanceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(ClusterServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(AuthServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .prepare();
-        BoxCloneSyncService::new(ServedOnly { routes })
+        GrpcService::new(ServedOnly { routes })
     }
 }
 

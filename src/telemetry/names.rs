@@ -183,6 +183,8 @@ pub const MEMBER_LEFT: &str = "etcd_relay_member_left_total";
 pub const FORWARD_RETRIES: &str = "etcd_relay_forward_retries_total";
 /// Forwarded calls that wait now until a member can be reached, or answers for the cluster.
 pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
+/// HTTP/2 connections that wait for a long turn.
+pub const TURNS_WAITING: &str = "etcd_relay_turns_waiting";
 /// Rings of io_uring that join sends to clients.
 pub const SEND_RINGS: &str = "etcd_relay_send_rings";
 /// System calls that sent to several clients.
@@ -588,6 +590,10 @@ pub const GAUGES: &[(&str, &str)] = &[
     (FEED_LAG_SECONDS, "Seconds for which a feed has been behind etcd; the longest time of all feeds"),
     (MEMBER_HEALTHY, "1 while the etcd member, numbered by its place among the endpoints, answers for its cluster"),
     (UPSTREAM_LEADERLESS, "1 while the etcd members that answer have no leader"),
+    (
+        TURNS_WAITING,
+        "HTTP/2 connections that have much to do, such as to send a long list, and wait until others had their turn",
+    ),
     (
         SEND_RINGS,
         "Rings of io_uring that join sends to clients, one for each thread; 0 where each send is a system call (--io)",

@@ -16,12 +16,13 @@ use etcd_relay::{
     batch::Io,
     front::{
         gateway::Gateway,
-        grpc::{GrpcPort, GrpcService, LainletApi, Locals},
+        grpc::{GrpcPort, LainletApi, Locals},
         http::{audience::Audience, keys::Cors},
         listen::{self, Connections, Server, Stop},
     },
     pb::etcdserverpb::PutRequest,
     relay::{self, Embedded, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches},
+    rpc::GrpcService,
     shutdown::Phases,
     store::{Store, StoreConfig},
     telemetry::{ReadyBoard, names::Port},
@@ -33,7 +34,7 @@ use h2::{
 use http::{Method, Request, Response};
 use tokio::time::timeout;
 use tonic::{Status, body::Body};
-use tower::{service_fn, util::BoxCloneSyncService};
+use tower::service_fn;
 
 /// Longer than any timeout of the relay. The clock is simulated.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
@@ -197,7 +198,7 @@ pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
 }
 
 fn unserved() -> GrpcService {
-    BoxCloneSyncService::new(service_fn(|_: Request<Body>| async {
+    GrpcService::new(service_fn(|_: Request<Body>| async {
         Ok::<Response<Body>, Infallible>(Status::unimplemented("not here").into_http())
     }))
 }

@@ -8,18 +8,18 @@ use std::{collections::BTreeSet, convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
 use etcd_relay::{
-    front::grpc::GrpcService,
     pb::etcdserverpb::{
         Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, WatchCancelRequest,
         WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse, request_op, watch_request::RequestUnion,
     },
+    rpc::GrpcService,
 };
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tonic::{Code, Status, body::Body};
-use tower::{service_fn, util::BoxCloneSyncService};
+use tower::service_fn;
 
 use crate::{
     draw::Draw,
@@ -147,7 +147,7 @@ pub(crate) fn forwarded(input: &[u8]) {
     };
     let passed = Arc::new(Mutex::new(Vec::new()));
     let to = passed.clone();
-    let etcd: GrpcService = BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
+    let etcd: GrpcService = GrpcService::new(service_fn(move |request: Request<Body>| {
         let to = to.clone();
         async move {
             let path = request.uri().path().to_owned();

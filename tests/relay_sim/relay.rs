@@ -17,11 +17,12 @@ use etcd_relay::{
     critical::Tasks,
     front::{
         gateway::Gateway,
-        grpc::{GrpcPort, GrpcService, LainletApi, Locals},
+        grpc::{GrpcPort, LainletApi, Locals},
         http::{audience::Audience, keys::Cors},
         listen::{self, Connections, Server, Stop},
     },
     relay::{self, Embedded, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches},
+    rpc::GrpcService,
     shutdown::Phases,
     telemetry::{ReadyBoard, names::Port},
 };
@@ -29,7 +30,7 @@ use http::{Request, Response};
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use tokio::io::DuplexStream;
 use tonic::{Status, body::Body};
-use tower::{service_fn, util::BoxCloneSyncService};
+use tower::service_fn;
 
 use crate::cluster::{Cluster, OwnUpstream};
 
@@ -147,7 +148,7 @@ impl Relay {
 }
 
 fn unserved() -> GrpcService {
-    BoxCloneSyncService::new(service_fn(|_: Request<Body>| async {
+    GrpcService::new(service_fn(|_: Request<Body>| async {
         Ok::<Response<Body>, Infallible>(Status::unimplemented("not here").into_http())
     }))
 }

@@ -8,13 +8,8 @@ use http::{HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use prost::Message as _;
 use tonic::{Code, Status, body::Body};
-use tower::ServiceExt as _;
 
-use crate::{
-    front::{client::Credentials, grpc::GrpcService},
-    pb::etcdserverpb::RangeRequest,
-    types::KeyRange,
-};
+use crate::{front::client::Credentials, pb::etcdserverpb::RangeRequest, rpc::GrpcService, types::KeyRange};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 /// No store reaches this revision. So etcd checks permission and then refuses the read without executing it.
@@ -114,7 +109,7 @@ pub(super) async fn ask(upstream: GrpcService, credentials: &Credentials, range:
     for (name, value) in credentials.headers() {
         headers.append(name, value.clone());
     }
-    let Ok(response) = upstream.oneshot(request).await;
+    let Ok(response) = upstream.answer(request).await;
     let (head, body) = response.into_parts();
     if let Some(status) = Status::from_header_map(&head.headers) {
         return verdict(&status);

@@ -3,13 +3,8 @@
 //! Changes made elsewhere are found by the next check. Always holds: all earlier knowledge is dropped before the client
 //! learns that its change succeeded.
 
-use futures_util::future::Either;
-use http::Request;
-use tonic::body::Body;
-use tower::{ServiceExt as _, service_fn, util::BoxCloneSyncService};
-
 use super::Access;
-use crate::front::grpc::GrpcService;
+use crate::rpc::GrpcService;
 
 /// Calls of etcd's `Auth` service that change nothing. Any other call may.
 const READS: [&str; 6] = ["Authenticate", "AuthStatus", "UserGet", "UserList", "RoleGet", "RoleList"];
@@ -19,14 +14,13 @@ impl Access {
     #[must_use]
     pub fn noticing(&self, forward: GrpcService) -> GrpcService {
         let access = self.clone();
-        BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
-            let forward = forward.clone();
+        GrpcService::passing(move |request| {
             if !changes(request.uri().path()) {
-                return Either::Left(forward.oneshot(request));
+                return forward.answer(request);
             }
-            let access = access.clone();
-            Either::Right(Box::pin(async move {
-                let response = forward.oneshot(request).await;
+            let (access, answer) = (access.clone(), forward.answer(request));
+            Box::pin(async move {
+                let response = answer.await;
                 // A failed call changes nothing, and its headers show the failure. So a client without permission
                 // cannot trigger checks.
                 let failed = |status: &http::HeaderValue| status.as_bytes() != b"0";
@@ -34,8 +28,8 @@ impl Access {
                     access.doubt();
                 }
                 response
-            }))
-        }))
+            })
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, Request, Response};
 use http_body_util::BodyExt as _;
 use prost::Message as _;
 use tonic::{Status, body::Body};
-use tower::{service_fn, util::BoxCloneSyncService};
+use tower::service_fn;
 
 use super::*;
 use crate::{
@@ -55,7 +55,7 @@ impl FakeEtcd {
 
     fn service(&self) -> GrpcService {
         let etcd = self.clone();
-        BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
+        GrpcService::new(service_fn(move |request: Request<Body>| {
             let etcd = etcd.clone();
             async move { Ok::<_, std::convert::Infallible>(etcd.answer(request).await) }
         }))

@@ -5,34 +5,31 @@
 //! that are ready are sent first; the end is etcd's own `server stopped`.
 
 use std::{
-    convert::Infallible,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request};
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, body::Body};
-use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
-use super::GrpcService;
-use crate::front::listen;
+use crate::{front::listen, rpc::GrpcService};
 
 /// Ends open answers of `service` when their connection is asked to leave, or without a connection when `stop` is
 /// cancelled.
 #[must_use]
 pub fn ending(service: GrpcService, stop: CancellationToken) -> GrpcService {
-    BoxCloneSyncService::new(tower::service_fn(move |request: Request<Body>| {
-        let service = service.clone();
+    GrpcService::passing(move |request| {
         let stop = listen::leave(request.extensions(), &stop);
-        async move {
-            let Ok(response) = service.oneshot(request).await;
+        let answer = service.answer(request);
+        Box::pin(async move {
+            let Ok(response) = answer.await;
             let stop = Box::pin(stop.cancelled_owned());
-            Ok::<_, Infallible>(response.map(|body| Body::new(Ending { inner: Some(body), stop })))
-        }
-    }))
+            Ok(response.map(|body| Body::new(Ending { inner: Some(body), stop })))
+        })
+    })
 }
 
 struct Ending {
@@ -68,7 +65,9 @@ impl http_body::Body for Ending {
 
 #[cfg(test)]
 mod tests {
-    use http::Response;
+    use std::convert::Infallible;
+
+    use http::{Request, Response};
     use http_body_util::{BodyExt as _, StreamBody};
     use tokio_stream::{StreamExt as _, once, pending};
 
@@ -76,12 +75,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_open_answer_ends_in_etcds_words_after_what_was_ready() {
-        let service = BoxCloneSyncService::new(tower::service_fn(|_: Request<Body>| async {
+        let service = GrpcService::new(tower::service_fn(|_: Request<Body>| async {
             let first = once(Ok::<_, Status>(Frame::data(Bytes::from_static(b"ready"))));
             Ok::<_, Infallible>(Response::new(Body::new(StreamBody::new(first.chain(pending())))))
         }));
         let stop = CancellationToken::new();
-        let response = ending(service, stop.clone()).oneshot(Request::new(Body::empty())).await;
+        let response = ending(service, stop.clone()).answer(Request::new(Body::empty())).await;
         let Ok(response) = response;
         stop.cancel();
         let answer = response.into_body().collect().await.expect("an orderly end");

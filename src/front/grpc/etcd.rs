@@ -26,10 +26,9 @@ use metrics::{Counter, counter};
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming, body::Body, codec::BufferSettings};
 use tonic_prost::ProstCodec;
-use tower::ServiceExt as _;
 
 use super::{
-    GrpcService, Local,
+    Local,
     guard::{self, RANGE},
     members::Members,
     pieces::{MAX_REQUEST, Pieces},
@@ -49,6 +48,7 @@ use crate::{
     },
     hub::{StreamEnd, WatchStats, WatchStream, WatchStreamStats},
     pb::etcdserverpb::WatchRequest,
+    rpc::GrpcService,
     telemetry::names::{self, Read},
 };
 
@@ -187,7 +187,7 @@ impl EtcdApi {
     async fn forward(&self, mut parts: Parts, body: Bytes) -> Response<EtcdBody> {
         mark_client(&mut parts.extensions);
         let request = Request::from_parts(parts, Body::new(Full::new(body)));
-        let Ok(response) = self.shared.forward.clone().oneshot(request).await;
+        let Ok(response) = self.shared.forward.answer(request).await;
         response.map(EtcdBody::Forwarded)
     }
 }

@@ -6,7 +6,7 @@ use axum::Router;
 use futures_util::TryFutureExt as _;
 use http::{Extensions, HeaderMap, Request, Response, StatusCode, Version, header};
 use tonic::body::Body;
-use tower::{ServiceExt as _, util::BoxCloneSyncService};
+use tower::ServiceExt as _;
 
 use crate::front::{
     body::{BoxError, PortBody, RequestBody},
@@ -14,9 +14,7 @@ use crate::front::{
     listen::ClientAddr,
     order,
 };
-
-/// A gRPC service that is addressed by path only.
-pub type GrpcService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+use crate::rpc::GrpcService;
 
 /// Calls that the relay answers itself, from memory. It is cloned for each call, so cloning must be cheap.
 pub trait Local: Clone + Send + Sync + 'static {
@@ -64,7 +62,7 @@ impl<L: Local> GrpcPort<L> {
         }
         let path = request.uri().path();
         let service = if path.starts_with("/grpc.health.v1.Health/") { self.health } else { self.reflection };
-        let Ok(response) = service.oneshot(request.map(Body::new)).await;
+        let Ok(response) = service.answer(request.map(Body::new)).await;
         response.map(PortBody::Plain)
     }
 }
@@ -82,18 +80,18 @@ impl<L: Local> hyper::service::Service<Request<RequestBody>> for GrpcPort<L> {
         }
         // So are most others forwarded.
         if is_call(&request) && !is_special(request.uri().path()) {
-            let forward = self.forward.clone();
             if let Some(order) = order::ahead_of(&request) {
+                let forward = self.forward.clone();
                 return Box::pin(async move {
                     let mut request = order::hold(order, request).await.map(Body::new);
                     mark_client(request.extensions_mut());
-                    let Ok(response) = forward.oneshot(request).await;
+                    let Ok(response) = forward.answer(request).await;
                     Ok(response.map(PortBody::Plain))
                 });
             }
             let mut request = request.map(Body::new);
             mark_client(request.extensions_mut());
-            return Box::pin(forward.oneshot(request).map_ok(|response| response.map(PortBody::Plain)));
+            return Box::pin(self.forward.answer(request).map_ok(|response| response.map(PortBody::Plain)));
         }
         let port = self.clone();
         Box::pin(async move { Ok(port.pass(request).await) })

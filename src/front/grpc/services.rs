@@ -2,10 +2,8 @@
 
 use tonic_health::ServingStatus;
 use tonic_reflection::server::Error;
-use tower::util::BoxCloneSyncService;
 
-use super::GrpcService;
-use crate::telemetry::ReadyBoard;
+use crate::{rpc::GrpcService, telemetry::ReadyBoard};
 
 /// `grpc.health.v1.Health` for the whole server (service name `""`, as in etcd), and the task that keeps it up to date.
 pub fn health(ready: ReadyBoard) -> (GrpcService, impl Future<Output = ()> + Send) {
@@ -18,7 +16,7 @@ pub fn health(ready: ReadyBoard) -> (GrpcService, impl Future<Output = ()> + Sen
             ready.wait_for(!serving).await;
         }
     };
-    (BoxCloneSyncService::new(service), keep)
+    (GrpcService::new(service), keep)
 }
 
 /// `grpc.reflection.v1` for the services in `descriptors`, an encoded `FileDescriptorSet`.
@@ -30,5 +28,5 @@ pub fn reflection(descriptors: &[u8]) -> Result<GrpcService, Error> {
         .register_encoded_file_descriptor_set(descriptors)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    Ok(BoxCloneSyncService::new(service))
+    Ok(GrpcService::new(service))
 }

@@ -40,11 +40,12 @@ use super::audience::Gate;
 use crate::{
     front::{
         client::Client,
-        grpc::{GrpcService, Streams},
+        grpc::Streams,
         listen::{self, Lasting},
         pieces::Pieces,
         session::Sessions,
     },
+    rpc::GrpcService,
     telemetry::names::{KeysAnswer, KeysPath},
 };
 

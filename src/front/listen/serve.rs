@@ -231,7 +231,7 @@ impl<S> Server<S> {
                         service.call(origin.mark(request.map(RequestBody::Http2))).map_err(Into::into)
                     };
                     let connection = http2::Connection::new(socket, service, config.http2(), stop, abort);
-                    let connection = connection.on_refusal(refused);
+                    let connection = connection.on_refusal(refused).sharing(config.turns.clone());
                     spawner.spawn(connection.map_err(Into::into).map(log));
                 }
             }

@@ -142,10 +142,10 @@ mod tests {
 
     use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request};
     use tonic::{Status, body::Body};
-    use tower::{service_fn, util::BoxCloneSyncService};
+    use tower::service_fn;
 
     use super::*;
-    use crate::{front::access::INTERVAL, hub::OutboxLimits, telemetry::ReadyBoard, types::KeyRange};
+    use crate::{front::access::INTERVAL, hub::OutboxLimits, rpc::GrpcService, telemetry::ReadyBoard, types::KeyRange};
 
     /// etcd grants a read and then stops answering: its grant ends with the interval.
     #[tokio::test(start_paused = true)]
@@ -161,7 +161,7 @@ mod tests {
             };
             Ok::<_, Infallible>(status.into_http::<Body>())
         });
-        let access = Access::new(BoxCloneSyncService::new(etcd), Duration::from_secs(5));
+        let access = Access::new(GrpcService::new(etcd), Duration::from_secs(5));
         let task = tokio::spawn(access.clone().run(ReadyBoard::new()));
         assert_eq!(access.wait_known(KNOWN_PATIENCE).await, Auth::On);
         let headers = HeaderMap::from_iter([(HeaderName::from_static("token"), HeaderValue::from_static("alice"))]);

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, body::Body};
-use tower::{service_fn, util::BoxCloneSyncService};
+use tower::service_fn;
 
 use super::*;
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest as UpstreamRequest},
     },
     pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, watch_request::RequestUnion},
+    rpc::GrpcService,
     telemetry::ReadyBoard,
     types::{EventFields, EventKind, KeyRange, KeyValueFields},
 };
@@ -53,7 +54,7 @@ async fn sessions_of(hub: Arc<Hub>, progress_interval: Duration, etcd: &Etcd) ->
         let status = etcd.check(&request);
         async move { Ok::<_, std::convert::Infallible>(status.into_http::<Body>()) }
     });
-    let access = Access::new(BoxCloneSyncService::new(grants), Duration::from_secs(5));
+    let access = Access::new(GrpcService::new(grants), Duration::from_secs(5));
     tokio::spawn(access.clone().run(ReadyBoard::new()));
     access.wait_known(Duration::from_secs(5)).await;
     let shares = Shares::new(None);

@@ -9,7 +9,7 @@ use tonic::{Code, Request, Status, metadata::MetadataValue};
 
 use super::{answer::Refusal, time::Expiry};
 use crate::{
-    front::{client::Client, grpc::GrpcService},
+    front::client::Client,
     hub::Asker,
     pb::etcdserverpb::{
         AuthenticateRequest, LeaseGrantRequest, LeaseRevokeRequest, MemberAddRequest, MemberAddResponse,
@@ -17,6 +17,7 @@ use crate::{
         TxnRequest, TxnResponse, auth_client::AuthClient, cluster_client::ClusterClient, kv_client::KvClient,
         lease_client::LeaseClient, maintenance_client::MaintenanceClient,
     },
+    rpc::GrpcService,
 };
 
 /// etcd's own timeout: its election timeout plus time for its disks.

@@ -55,8 +55,6 @@ pub(super) struct Intake {
     window: i64,
     /// The highest stream number so far.
     pub(super) last: u32,
-    /// The peer is about to close: it will end the connection once its streams are over.
-    pub(super) leaves: bool,
     has_greeted: bool,
     has_settings: bool,
     fields: Option<Block>,
@@ -83,7 +81,6 @@ impl Intake {
             decoder: Decoder::new(DEFAULT_TABLE as usize),
             window: i64::from(window),
             last: 0,
-            leaves: false,
             has_greeted: false,
             has_settings: false,
             fields: None,
@@ -266,7 +263,7 @@ where
             Kind::Ping => self.take_ping(head, payload),
             Kind::GoAway if payload.len() < 8 => Err(Reason::FRAME_SIZE_ERROR),
             Kind::GoAway => {
-                self.intake.leaves = true;
+                self.peer.leaves = true;
                 Ok(())
             }
             Kind::WindowUpdate => self.take_window_update(head.stream, frame::number(payload)?),

@@ -177,7 +177,7 @@ async fn all_streams_of_a_connection_that_are_called_at_once_are_looked_at_in_tu
 }
 
 /// What a client sends first that accepts any amount of data.
-fn open_wide() -> Vec<u8> {
+pub(super) fn open_wide() -> Vec<u8> {
     let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     frame::put_head(&mut out, 6, 4, 0, 0);
     out.extend([0, 4, 0x7f, 0xff, 0xff, 0xff]);
@@ -275,7 +275,7 @@ async fn a_turn_ends_with_a_large_write_and_an_answer_that_ends_soon_is_one_if_t
 }
 
 /// A client that sends its requests at once and accepts everything that it gets.
-struct Greedy(Bytes);
+pub(super) struct Greedy(pub(super) Bytes);
 
 impl AsyncRead for Greedy {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -17,28 +17,24 @@
 mod lane;
 mod line;
 
-use std::{
-    convert::Infallible,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
 use http::{HeaderMap, HeaderName};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, async_trait, body::Body, codegen::BoxStream};
-use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
+use tonic::{Request, Response, Status, Streaming, async_trait, codegen::BoxStream};
+use tower::ServiceExt as _;
 
 use self::lane::{Lane, Member};
-use super::{Call, Forward, ForwardService, status};
+use super::{Call, Forward, status};
 use crate::{
     critical::Tasks,
     pb::etcdserverpb::{
         LeaseKeepAliveRequest, LeaseKeepAliveResponse,
         lease_server::{Lease, LeaseServer},
     },
+    rpc::GrpcService,
     telemetry::names::{self, Outcome},
     types::ClientKey,
 };
@@ -93,36 +89,18 @@ struct Kind {
 type Fields = Vec<(HeaderName, http::HeaderValue)>;
 
 /// Passes all calls to etcd, with keep-alives over shared streams.
-pub(super) fn over(forward: Forward, tasks: Tasks) -> ForwardService {
+pub(super) fn over(forward: Forward, tasks: Tasks) -> GrpcService {
     let direct = forward.clone();
     let shared = Arc::new(Shared { forward, tasks, lanes: Mutex::default() });
-    BoxCloneSyncService::new(Split { direct, keepalives: LeaseServer::new(KeepAlives { shared }) })
-}
-
-/// Separates keep-alives from the other calls.
-#[derive(Clone)]
-struct Split {
-    direct: Forward,
-    keepalives: LeaseServer<KeepAlives>,
-}
-
-impl Service<http::Request<Body>> for Split {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+    let keepalives = LeaseServer::new(KeepAlives { shared });
+    GrpcService::passing(move |request| {
         // A compressed request is left to etcd, which may or may not understand it.
         if request.uri().path() == PATH && !request.headers().contains_key("grpc-encoding") {
-            Box::pin(self.keepalives.clone().oneshot(request))
+            Box::pin(keepalives.clone().oneshot(request))
         } else {
-            Service::call(&mut self.direct, request)
+            direct.answer(request)
         }
-    }
+    })
 }
 
 #[async_trait]

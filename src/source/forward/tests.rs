@@ -1,6 +1,7 @@
 //! Tests of a forwarded call, seen from both sides. Upstream is a plain HTTP/2 server that does what each test says.
 
 use std::{
+    convert::Infallible,
     future::pending,
     pin::pin,
     sync::atomic::{AtomicUsize, Ordering},

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tonic::{Status, async_trait, body::Body, service::Routes};
-use tower::{Service, util::BoxCloneSyncService};
+use tower::Service;
 
 use super::{MANY, NO_PLACE, V2Upstream, aside};
 use crate::{
@@ -35,11 +35,9 @@ use crate::{
         kv_server::{Kv, KvServer},
     },
     ranges::{self, InvalidSort},
+    rpc::GrpcService,
     types::{ClientKey, KeyRange, KeyValueFields, Revision},
 };
-
-/// Takes any gRPC request.
-pub(super) type ForwardService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// The only method that is served.
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -57,9 +55,9 @@ const PIECE: usize = 64 << 10;
 const NEVER: i64 = i64::MAX;
 
 /// The service, with memory of `room` bytes for answers that clients have not read yet.
-pub(super) fn service(upstream: Arc<V2Upstream>, room: usize) -> ForwardService {
+pub(super) fn service(upstream: Arc<V2Upstream>, room: usize) -> GrpcService {
     let kv = KvServer::new(Reads::of(upstream, room)).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    BoxCloneSyncService::new(ServedOnly { routes: Routes::new(kv).prepare() })
+    GrpcService::new(ServedOnly { routes: Routes::new(kv).prepare() })
 }
 
 /// Lets only `Range` through.

@@ -51,6 +51,7 @@ pub fn begin(present: &Present) {
             counter!(TLS_HANDSHAKES, Port::LABEL => port.as_str(), Handshake::LABEL => outcome.as_str()).absolute(0);
         }
     }
+    gauge!(TURNS_WAITING).set(0.0);
     gauge!(SEND_RINGS).set(0.0);
     if present.batches {
         counter!(SEND_BATCHES).absolute(0);

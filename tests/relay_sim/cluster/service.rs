@@ -7,12 +7,12 @@ use std::{convert::Infallible, sync::Arc};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use etcd_relay::{
-    front::grpc::GrpcService,
     hub::upstream::UpstreamError,
     pb::etcdserverpb::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
         RangeRequest, RangeResponse, ResponseHeader, range_request::SortOrder,
     },
+    rpc::GrpcService,
     types::{Header, KeyRange},
 };
 use http::{Request, Response};
@@ -20,7 +20,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use prost::Message;
 use tonic::{Status, body::Body};
-use tower::{service_fn, util::BoxCloneSyncService};
+use tower::service_fn;
 
 use super::{Changes, Cluster, message};
 
@@ -28,7 +28,7 @@ impl Cluster {
     /// The service for forwarded calls.
     pub(crate) fn service(self: &Arc<Self>) -> GrpcService {
         let cluster = self.clone();
-        BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
+        GrpcService::new(service_fn(move |request: Request<Body>| {
             let cluster = cluster.clone();
             async move { Ok::<_, Infallible>(cluster.call(request).await.unwrap_or_else(Status::into_http)) }
         }))

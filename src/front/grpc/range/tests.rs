@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::{
-    front::grpc::GrpcService,
     hub::{
         FeedState, KeyMap, OutboxLimits, Reset, testing,
         upstream::{Changes, Confirmed, Page, Upstream, UpstreamError, UpstreamWatch, WatchRequest},
     },
     pb::etcdserverpb::{RangeResponse, RangeStreamResponse},
+    rpc::GrpcService,
     types::{Cluster, EventFields, EventKind, KeyValue, KeyValueFields},
 };
 

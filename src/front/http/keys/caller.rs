@@ -18,12 +18,12 @@ use crate::{
     front::{
         access::{Access, Auth},
         client::Client,
-        grpc::GrpcService,
         http::audience::{Audience, Gate},
         listen::ClientAddr,
         tokens::{Tokens, basic, scheme},
     },
     pb::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient},
+    rpc::GrpcService,
 };
 
 /// How long a request waits until it is known whether authentication is on.
