@@ -111,7 +111,8 @@ impl Relay {
         let connections = Arc::new(Connections::default());
         let batcher = Batcher::new(config.io)?;
         let at_once = LONG_TURNS * Handle::current().metrics().num_workers();
-        let turns = TurnQueue::new(at_once, gauge!(names::TURNS_WAITING));
+        let waiting = gauge!(names::TURNS_WAITING);
+        let turns = TurnQueue::new(at_once, move |waits| waiting.increment(if waits { 1.0 } else { -1.0 }));
         let bind = |port: &PortConfig| {
             let leave_spread = spread(config.drain_time);
             let port =

@@ -16,7 +16,6 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use metrics::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
@@ -26,7 +25,7 @@ pub struct TurnQueue(Arc<Shared>);
 
 struct Shared {
     places: Arc<Semaphore>,
-    waiting: Gauge,
+    report: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 /// The place that a connection waits for, or holds. Dropping it makes way for the next connection.
@@ -38,12 +37,12 @@ pub(super) struct Place {
 }
 
 impl TurnQueue {
-    /// A queue of which `at_once` connections are ready at a time, at least one. `waiting` gets the number of the
-    /// others.
+    /// A queue of which `at_once` connections are ready at a time, at least one. `report` is called with `true` when a
+    /// connection begins to wait, and with `false` when it does not wait any more.
     #[must_use]
-    pub fn new(at_once: usize, waiting: Gauge) -> Self {
+    pub fn new(at_once: usize, report: impl Fn(bool) + Send + Sync + 'static) -> Self {
         let places = Arc::new(Semaphore::new(at_once.clamp(1, Semaphore::MAX_PERMITS)));
-        Self(Arc::new(Shared { places, waiting }))
+        Self(Arc::new(Shared { places, report: Box::new(report) }))
     }
 
     /// Joins the queue at its end.
@@ -72,7 +71,7 @@ impl Place {
 
     fn count(&mut self, waits: bool) {
         if waits != std::mem::replace(&mut self.waits, waits) {
-            self.queue.0.waiting.increment(if waits { 1.0 } else { -1.0 });
+            (self.queue.0.report)(waits);
         }
     }
 }

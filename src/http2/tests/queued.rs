@@ -1,28 +1,20 @@
 //! Tests of the queue for long turns.
 
-use metrics::Gauge;
-use metrics_exporter_prometheus::PrometheusBuilder;
+use std::sync::atomic::AtomicIsize;
 
 use super::{
     turns::{Greedy, open_wide},
     *,
 };
 
-/// The number of those that wait, as a scrape shows it.
-struct Waiting(metrics_exporter_prometheus::PrometheusRecorder);
-
-impl Waiting {
-    fn new() -> (Self, Gauge) {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let gauge = metrics::with_local_recorder(&recorder, || metrics::gauge!("waiting"));
-        (Self(recorder), gauge)
-    }
-
-    fn count(&self) -> usize {
-        let shown = self.0.handle().render();
-        let line = shown.lines().find_map(|line| line.strip_prefix("waiting ")).expect("the gauge is shown");
-        line.parse().expect("a number")
-    }
+/// A queue with one place, and the number of connections that wait in it.
+fn queue() -> (TurnQueue, impl Fn() -> isize) {
+    let waiting = Arc::new(AtomicIsize::new(0));
+    let count = waiting.clone();
+    let report = move |waits| {
+        waiting.fetch_add(if waits { 1 } else { -1 }, Ordering::Relaxed);
+    };
+    (TurnQueue::new(1, report), move || count.load(Ordering::Relaxed))
 }
 
 /// One request, which is answered without an end.
@@ -60,8 +52,7 @@ fn poll(connection: &mut (impl Future<Output = Result<(), Ended>> + Unpin)) {
 
 #[tokio::test]
 async fn connections_that_always_have_more_to_do_have_a_turn_one_after_the_other() {
-    let (waiting, gauge) = Waiting::new();
-    let queue = TurnQueue::new(1, gauge);
+    let (queue, waiting) = queue();
     let mut all: Vec<_> = (0..5).map(|_| greedy(&queue)).collect();
     let sent = |all: &[(_, Arc<AtomicUsize>)]| -> Vec<usize> {
         all.iter().map(|(_, sent)| sent.load(Ordering::Relaxed)).collect()
@@ -75,26 +66,25 @@ async fn connections_that_always_have_more_to_do_have_a_turn_one_after_the_other
                 order.push(place);
             }
         }
-        assert!(waiting.count() >= all.len() - 1, "at most one has a place");
+        assert!(waiting() + 1 >= all.len() as isize, "at most one has a place");
     }
     assert_eq!(order, [0, 1, 2, 3, 4].repeat(4), "whoever waits longest is next");
     // The place is already its own, but it does not know that yet.
     drop(all.remove(0));
     let before = sent(&all);
     all.iter_mut().for_each(|(connection, _)| poll(connection));
-    assert_eq!(waiting.count(), all.len() - 1, "the next one has the place");
+    assert_eq!(waiting() + 1, all.len() as isize, "the next one has the place");
     for _ in 0..2 {
         poll(&mut all[0].0);
     }
     assert!(sent(&all)[0] > before[0], "and its turn");
     drop(all);
-    assert_eq!(waiting.count(), 0);
+    assert_eq!(waiting(), 0);
 }
 
 #[tokio::test]
 async fn the_first_request_of_a_connection_waits_for_its_turn_and_the_next_ones_do_not() {
-    let (waiting, gauge) = Waiting::new();
-    let queue = TurnQueue::new(1, gauge);
+    let (queue, waiting) = queue();
     let mut held = queue.join();
     assert!(held.poll_held(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
 
@@ -113,14 +103,14 @@ async fn the_first_request_of_a_connection_waits_for_its_turn_and_the_next_ones_
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
-    assert_eq!((served.load(Ordering::Relaxed), waiting.count()), (0, 1));
+    assert_eq!((served.load(Ordering::Relaxed), waiting()), (0, 1));
     drop(held);
     raw.until(Kind::Data).await;
-    assert_eq!((served.load(Ordering::Relaxed), waiting.count()), (1, 0));
+    assert_eq!((served.load(Ordering::Relaxed), waiting()), (1, 0));
 
     let mut held = queue.join();
     assert!(held.poll_held(&mut Context::from_waker(std::task::Waker::noop())).is_ready(), "the turn is over");
     raw.post(3, true).await;
     raw.until(Kind::Data).await;
-    assert_eq!((served.load(Ordering::Relaxed), waiting.count()), (2, 0));
+    assert_eq!((served.load(Ordering::Relaxed), waiting()), (2, 0));
 }
