@@ -10,13 +10,11 @@
 mod age;
 mod drain;
 mod load;
-mod rate;
 mod shed;
 
 pub use self::{
     age::{age_rate, greatest_age},
     drain::{Drain, last_spread, spread},
     load::{Load, Publishing},
-    rate::Rate,
     shed::{STEP, Shedding},
 };

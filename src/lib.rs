@@ -21,6 +21,7 @@ pub mod hub;
 pub mod latest;
 pub mod pb;
 mod ranges;
+pub mod rate;
 pub mod relay;
 pub mod rpc;
 pub mod service;

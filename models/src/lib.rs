@@ -43,7 +43,7 @@ use loom::{
 use self::{
     handover::{Handover, Resting, wake},
     latest::Latest,
-    rounds::Rounds,
+    rounds::{Callers, Duty, Rounds},
     sequence::Sequence,
     sync::Mutex,
     wake::{WakeList, WakeSource, WakeSources},
@@ -192,7 +192,8 @@ pub fn whoever_joins_a_round_is_told_of_an_ask_that_began_after_it() {
         let current = Arc::new(AtomicUsize::new(1));
         let ask = |rounds: &Rounds<(), usize>, current: &AtomicUsize| {
             let before = current.fetch_add(1, Ordering::AcqRel);
-            let (member, start) = rounds.join(None);
+            let (member, duty) = rounds.join(None, Callers::Urgent);
+            let start = duty == Duty::Start;
             if start {
                 while let Some((round, _)) = rounds.next(false) {
                     let answer = current.load(Ordering::Acquire);
@@ -230,8 +231,8 @@ pub fn whoever_joins_a_round_is_told_of_an_ask_that_began_after_it() {
 pub fn a_member_has_the_answer_or_is_woken() {
     loom::model(|| {
         let rounds: Rounds<(), usize> = Rounds::default();
-        let (member, start) = rounds.join(None);
-        assert!(start);
+        let (member, duty) = rounds.join(None, Callers::Urgent);
+        assert_eq!(duty, Duty::Start);
         let (round, _) = rounds.next(false).expect("somebody waits");
         let other = thread::spawn(move || round.close(7));
         let task = Task::new();

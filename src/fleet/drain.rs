@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use super::Rate;
+use crate::rate::Rate;
 
 /// At least this many connections are asked in a second, so that a relay with few of them stops soon. It harms no other
 /// relay.

@@ -390,7 +390,8 @@ impl Session {
     /// time.
     async fn confirm(&mut self, oldest: Option<Revision>) -> Option<Answer> {
         let known = self.shared.hub.header().newest();
-        let confirm = self.shared.hub.confirmer().confirm(oldest);
+        let connection = self.permission.client.named().1;
+        let confirm = self.shared.hub.confirmer().confirm_for_watches(oldest, connection);
         self.confirmed = None;
         let mut agreement = self.shared.hub.agreement();
         // Both branches are cancel safe.
@@ -425,8 +426,9 @@ impl Session {
 
     /// Which of `starts` are compacted at etcd. They are checked together, which needs few questions.
     async fn compacted(&self, starts: BTreeSet<Revision>) -> BTreeSet<Revision> {
+        let connection = self.permission.client.named().1;
         let ask = async |start: Revision| {
-            let confirmed = self.shared.hub.confirmer().confirm(Some(start)).await;
+            let confirmed = self.shared.hub.confirmer().confirm_for_watches(Some(start), connection).await;
             confirmed.is_ok_and(|confirmed| confirmed.compacted).then_some(start)
         };
         join_all(starts.into_iter().map(ask)).await.into_iter().flatten().collect()

@@ -1,18 +1,30 @@
 //! [`Confirmer`]: asks upstream for its current revision, with one request for all callers that were waiting when the
 //! request began. While a request takes long, the next one begins beside it.
 //!
-//! Used by linearizable reads and by watch requests, whose answers name the current revision. Always holds: an answer
-//! comes from a request that began after the caller asked, so its revision is at least the one that was current then.
+//! Used by linearizable reads and by watch requests, whose answers name the current revision. Requests for watches have a
+//! rate, see `spacing`. Always holds: an answer comes from a request that began after the caller asked, so its revision
+//! is at least the one that was current then.
 
 mod rounds;
+mod spacing;
 
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use tokio::time::{Instant, sleep_until};
+use parking_lot::Mutex;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
-use self::rounds::{Round, Rounds};
-use super::upstream::{Confirmed, Upstream, UpstreamError};
+use self::{
+    rounds::{Callers, Duty, Round, Rounds},
+    spacing::Spacing,
+};
+use super::{
+    stats,
+    upstream::{Confirmed, Upstream, UpstreamError},
+};
 use crate::{
     critical::Tasks,
     types::{Revision, UpstreamHeader},
@@ -37,6 +49,9 @@ pub struct Confirmer {
     tasks: Tasks,
     /// Callers that need to know about a revision name it.
     rounds: Rounds<Revision, Arc<Answer>>,
+    spacing: Mutex<Spacing>,
+    /// Somebody urgent has joined a round that may be held up.
+    hurry: Notify,
 }
 
 #[derive(Debug)]
@@ -66,7 +81,9 @@ impl Confirmer {
         patience: Duration,
         tasks: Tasks,
     ) -> Arc<Self> {
-        Arc::new(Self { upstream, header, patience, tasks, rounds: Rounds::default() })
+        let spacing = Mutex::new(Spacing::new(Instant::now()));
+        let (rounds, hurry) = (Rounds::default(), Notify::new());
+        Arc::new(Self { upstream, header, patience, tasks, rounds, spacing, hurry })
     }
 
     /// The revision that is current in the cluster now, and whether `oldest` is compacted there. Cancel safe.
@@ -74,13 +91,40 @@ impl Confirmer {
     /// # Errors
     /// As upstream fails, or [`UpstreamError::Timeout`] after the request timeout.
     pub async fn confirm(self: &Arc<Self>, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
-        let (answer, ask) = self.rounds.join(oldest);
-        if ask {
-            // A separate task: the first caller may give up without the others losing their answer.
-            let asking = Asking { confirmer: self.clone(), rounds: Vec::new(), over: false };
-            self.tasks.detach("confirmer", asking.run());
+        self.join(oldest, Callers::Urgent).await
+    }
+
+    /// The same for watches that a client creates on the connection with this number. While clients on other
+    /// connections create watches too, the request may wait some milliseconds, so that they share it.
+    ///
+    /// # Errors
+    /// As for [`Self::confirm`].
+    pub async fn confirm_for_watches(
+        self: &Arc<Self>,
+        oldest: Option<Revision>,
+        connection: Option<u64>,
+    ) -> Result<Confirmed, UpstreamError> {
+        self.join(oldest, connection.map_or(Callers::Urgent, Callers::Watches)).await
+    }
+
+    async fn join(self: &Arc<Self>, oldest: Option<Revision>, caller: Callers) -> Result<Confirmed, UpstreamError> {
+        let (answer, duty) = self.rounds.join(oldest, caller);
+        match duty {
+            Duty::None => {}
+            Duty::Start => {
+                // A separate task: the first caller may give up without the others losing their answer.
+                let asking = Asking { confirmer: self.clone(), rounds: Vec::new(), over: false };
+                self.tasks.detach("confirmer", asking.run());
+            }
+            Duty::Hurry => self.hurry.notify_one(),
         }
         answer.await.to(oldest)
+    }
+
+    /// Until when the next request is held up.
+    fn held_until(&self) -> Option<Instant> {
+        let callers = self.rounds.callers()?;
+        self.spacing.lock().begin(callers, Instant::now()).err()
     }
 
     /// One request for all, at the oldest revision. Only if that one is compacted does it take more requests to answer
@@ -111,6 +155,7 @@ impl Confirmer {
 
     async fn ask_once(&self, oldest: Option<Revision>) -> Result<Confirmed, UpstreamError> {
         let asked = self.header.newest();
+        stats::asked_for_revision();
         let confirmed = tokio::time::timeout(self.patience, self.upstream.confirm(oldest))
             .await
             .unwrap_or(Err(UpstreamError::Timeout(self.patience)))?;
@@ -131,7 +176,9 @@ impl Asking {
         let mut next_at = Instant::now();
         loop {
             let has_room = asking.len() < MOST;
-            if asking.is_empty() || has_room && Instant::now() >= next_at {
+            let is_due = asking.is_empty() || has_room && Instant::now() >= next_at;
+            let held_until = if is_due { confirmer.held_until() } else { None };
+            if is_due && held_until.is_none() {
                 asking.extend(self.next().map(ask));
                 next_at = Instant::now() + SLOW;
             }
@@ -143,7 +190,9 @@ impl Asking {
                 biased;
                 Some((round, answer)) = asking.next() => {
                     self.rounds.retain(|known| !Arc::ptr_eq(known, &round));
-                    if round.close(answer) > 1 {
+                    let served = round.close(answer);
+                    stats::confirmed(served);
+                    if served > 1 {
                         // Many callers ask again as soon as they are answered. Tasks that are ready run first, so that
                         // their next requests share one round too; a task that waits for nothing else is back at once.
                         for _ in 0..TURNS {
@@ -151,7 +200,8 @@ impl Asking {
                         }
                     }
                 }
-                () = sleep_until(next_at), if has_room => {}
+                () = confirmer.hurry.notified(), if held_until.is_some() => {}
+                () = sleep_until(held_until.unwrap_or(next_at)), if has_room => {}
             }
         }
     }
@@ -286,6 +336,53 @@ mod tests {
         assert_eq!(fake.asks.load(Ordering::SeqCst), MOST + 1);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_storm_of_clients_that_create_watches_shares_requests_and_readers_do_not_wait_for_it() {
+        const STORM: u64 = 2_000;
+        let (fake, confirmer) = confirmer(0, Semaphore::MAX_PERMITS);
+        let begun = Instant::now();
+        let mut storm = Vec::new();
+        for connection in 0..STORM {
+            let confirmer = confirmer.clone();
+            storm.push(tokio::spawn(async move {
+                let came = Instant::now();
+                confirmer.confirm_for_watches(None, Some(connection)).await.expect("answer");
+                came.elapsed()
+            }));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for asked in storm {
+            let waited = asked.await.expect("task");
+            assert!(waited <= Duration::from_millis(10), "waited for {waited:?}");
+        }
+        let asks = fake.asks.load(Ordering::SeqCst);
+        let seconds = begun.elapsed().as_secs_f64();
+        assert!((asks as f64) < 60.0 + 200.0 * seconds, "{asks} requests in {seconds} s");
+
+        // The rate is used up, so a client that creates watches waits.
+        let mut watches = by_hand_for_watches(confirmer.clone(), STORM);
+        assert!(watches.poll().is_none());
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(watches.poll().is_none(), "it is held up");
+        let now = Instant::now();
+        confirmer.confirm(None).await.expect("answer");
+        assert_eq!(watches.poll(), Some(10), "it shares the reader's answer");
+        assert_eq!(now.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_creates_one_watch_after_the_other_alone_is_not_held_up() {
+        let (fake, confirmer) = confirmer(0, Semaphore::MAX_PERMITS);
+        let begun = Instant::now();
+        for _ in 0..1_000 {
+            confirmer.confirm_for_watches(None, Some(7)).await.expect("answer");
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(fake.asks.load(Ordering::SeqCst), 1_000);
+    }
+
     #[tokio::test]
     async fn each_is_told_of_its_own_revision_whether_it_is_compacted() {
         let (_, confirmer) = confirmer(6, 1000);
@@ -366,6 +463,11 @@ mod tests {
         fn woken(&self) -> bool {
             self.woken.times() == 1
         }
+    }
+
+    fn by_hand_for_watches(confirmer: Arc<Confirmer>, connection: u64) -> Task {
+        let question = Box::pin(async move { confirmer.confirm_for_watches(None, Some(connection)).await });
+        Task { question, woken: Arc::default() }
     }
 
     fn by_hand(confirmer: Arc<Confirmer>) -> Task {

@@ -18,6 +18,8 @@ static FILLS_WAITING: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::FILLS_WAI
 static BACKFILLED: LazyLock<Counter> = LazyLock::new(|| counter!(names::BACKFILLED_REVISIONS));
 static LONG_READS: LazyLock<Gauge> = LazyLock::new(|| gauge!(names::LONG_READS));
 static EVENTS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_EVENTS));
+static CONFIRMS: LazyLock<Counter> = LazyLock::new(|| counter!(names::CONFIRMS));
+static CONFIRMED_CALLS: LazyLock<Counter> = LazyLock::new(|| counter!(names::CONFIRMED_CALLS));
 static READING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Reading));
 static WAITING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Waiting));
 static TAKING: LazyLock<Histogram> = LazyLock::new(|| publishing(Part::Taking));
@@ -27,6 +29,16 @@ static REVISIONS: LazyLock<Counter> = LazyLock::new(|| counter!(names::UPSTREAM_
 pub(super) fn subscribed() {
     CREATED.increment(1);
     WATCHES.increment(1.0);
+}
+
+/// Upstream is asked for its current revision.
+pub(super) fn asked_for_revision() {
+    CONFIRMS.increment(1);
+}
+
+/// Calls have the answer that they shared.
+pub(super) fn confirmed(calls: usize) {
+    CONFIRMED_CALLS.increment(calls as u64);
 }
 
 /// Watches ended and are gone.

@@ -116,6 +116,10 @@ pub const FILLS_WAITING: &str = "etcd_relay_fills_waiting";
 pub const BACKFILLS: &str = "etcd_relay_backfills_total";
 /// Revisions by which feeds' histories were extended backwards.
 pub const BACKFILLED_REVISIONS: &str = "etcd_relay_backfilled_revisions_total";
+/// Requests to etcd for its current revision.
+pub const CONFIRMS: &str = "etcd_relay_confirms_total";
+/// Reads and batches of watch requests that were answered by these requests.
+pub const CONFIRMED_CALLS: &str = "etcd_relay_confirmed_calls_total";
 /// `Range` calls, by [`Read`].
 pub const READS: &str = "etcd_relay_reads_total";
 /// `RangeStream` calls, by [`Read`].
@@ -634,6 +638,8 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (EVENTS_DELIVERED, "Events written to subscribers"),
     (RESPONSES_DELIVERED, "Watch responses written to subscribers"),
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),
+    (CONFIRMS, "Requests to etcd for its current revision, each for all reads and watch requests that waited for it"),
+    (CONFIRMED_CALLS, "Reads and batches of watch requests that were answered by requests to etcd for its current revision"),
     (READS, "Range calls by how they were answered"),
     (RANGE_STREAMS, "RangeStream calls by how they were answered"),
     (ACCESS_CHECKS, "Checks with etcd whether a client may read a range, by outcome"),

@@ -14,7 +14,8 @@ use std::{
 };
 
 use etcd_relay::{
-    fleet::{Drain, Load, Publishing, Rate, STEP, Shedding, age_rate, greatest_age, spread},
+    fleet::{Drain, Load, Publishing, STEP, Shedding, age_rate, greatest_age, spread},
+    rate::Rate,
     relay::DRAIN_TIME,
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};

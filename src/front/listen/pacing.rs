@@ -21,7 +21,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fleet::{Drain, Rate, age_rate, greatest_age, last_spread},
+    fleet::{Drain, age_rate, greatest_age, last_spread},
+    rate::Rate,
     telemetry::names::{self, LeaveReason, Port},
 };
 

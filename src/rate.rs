@@ -1,6 +1,7 @@
 //! [`Rate`]: limits how many pass in a second, one after the other, with only a small burst after a pause.
 //!
-//! Not here: how many there are. Used by the code that asks connections to leave. Always holds: in any time `t` at most
+//! Not here: a clock; the time is a duration since a moment that the caller chose. Used by the code that asks connections
+//! to leave, and for questions to etcd (`hub/confirm`). Always holds: in any time `t` at most
 //! `(t + BURST) × rate + 1` pass, however late the caller comes. A relay that got no CPU for a second does not ask a
 //! whole second's clients at once.
 
