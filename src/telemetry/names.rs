@@ -525,6 +525,8 @@ pub fn describe() {
         RESPONSES_DELIVERED,
         BYTES_DELIVERED,
         BACKFILLED_REVISIONS,
+        CONFIRMS,
+        CONFIRMED_CALLS,
         STREAMS_UNCONFIRMED,
     ] {
         counter!(name).absolute(0);
