@@ -54,10 +54,6 @@ use crate::{
     types::{MemberVersion, Revision},
 };
 
-/// Most HTTP/2 connections for each thread that are ready for a long turn at the same time. Whatever else becomes ready
-/// waits for about so many long turns.
-const LONG_TURNS: usize = 1;
-
 /// A relay whose ports are bound, but which does not serve anything yet.
 #[derive(Debug)]
 pub struct Relay {
@@ -110,9 +106,10 @@ impl Relay {
         config.show_bounds();
         let connections = Arc::new(Connections::default());
         let batcher = Batcher::new(config.io)?;
-        let at_once = LONG_TURNS * Handle::current().metrics().num_workers();
         let waiting = gauge!(names::TURNS_WAITING);
-        let turns = TurnQueue::new(at_once, move |waits| waiting.increment(if waits { 1.0 } else { -1.0 }));
+        let turns = TurnQueue::new(Handle::current().metrics().num_workers(), move |waits| {
+            waiting.increment(if waits { 1.0 } else { -1.0 })
+        });
         let bind = |port: &PortConfig| {
             let leave_spread = spread(config.drain_time);
             let port =

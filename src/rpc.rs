@@ -34,7 +34,8 @@ impl GrpcService {
         Self::passing(move |request| Box::pin(service.clone().oneshot(request)))
     }
 
-    /// Each call is answered as `answer` says.
+    /// Each call is answered as `answer` says. It runs before the future is polled, where a panic would end the whole
+    /// connection, so what can fail belongs into the future.
     pub fn passing(answer: impl Fn(Request<Body>) -> GrpcAnswer + Send + Sync + 'static) -> Self {
         Self(Arc::new(answer))
     }

@@ -47,7 +47,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("view", &["critical", "types", "hub", "latest", "telemetry", "pb"]),
     (
         "front",
-        &["batch", "types", "hub", "view", "latest", "http2", "fleet", "rate", "rpc", "telemetry", "tls", "pb", "shutdown"],
+        &[
+            "batch",
+            "types",
+            "hub",
+            "view",
+            "latest",
+            "http2",
+            "fleet",
+            "rate",
+            "rpc",
+            "telemetry",
+            "tls",
+            "pb",
+            "shutdown",
+        ],
     ),
     (
         "relay",

@@ -122,7 +122,7 @@ struct WakeFlags {
     abort: (Arc<WakeFlag>, Waker),
 }
 
-/// What the peer has told.
+/// What the peer has told us.
 #[derive(Debug)]
 struct Peer {
     /// Bytes that it accepts on all streams together.
@@ -156,6 +156,8 @@ enum Phase {
 enum Pause {
     /// Nothing: the connection is woken for what there is to do.
     None,
+    /// The last turn was a long one, and so may be the next: when the connection is woken, it joins the queue.
+    Due,
     /// The connection waits for a place in the queue for turns.
     Queued,
     /// It has a place, and the runtime checks the sockets.
@@ -261,15 +263,14 @@ where
         }
     }
 
-    /// WakeList `report` for each request that is refused because of a limit, for example to count it.
+    /// Calls `report` for each request that is refused because of a limit, for example to count it.
     #[must_use]
     pub fn on_refusal(mut self, report: impl Fn(Refused) + Send + Sync + 'static) -> Self {
         self.rare.on_refusal = Box::new(report);
         self
     }
 
-    /// The same; if there is a `queue`, the connections that share it wait there for turns that are likely to be
-    /// long.
+    /// If there is a `queue`, the connections that share it wait there for turns that are likely to be long.
     #[must_use]
     pub fn sharing(mut self, queue: Option<TurnQueue>) -> Self {
         self.rare.queue = queue;
@@ -305,6 +306,8 @@ where
             }
             if self.is_new && self.streams.fresh > 0 && !matches!(self.phase, Phase::Closing(_)) {
                 if self.pause != Pause::Over {
+                    // Our settings, and answers to the peer's, need no turn.
+                    self.write()?;
                     break;
                 }
                 self.is_new = false;
@@ -319,11 +322,7 @@ where
                 if self.output.len() >= MAX_PAYLOAD {
                     self.turn.weigh();
                 }
-                let write = &mut Context::from_waker(&self.write.1);
-                match self.output.poll_write(&mut self.io, write) {
-                    Poll::Ready(written) => written?,
-                    Poll::Pending => self.full = true,
-                }
+                self.write()?;
             }
             let finishes = self.phase == Phase::Finishing || self.peer.leaves && self.phase != Phase::Stopping;
             if finishes && self.streams.all.is_empty() && !matches!(self.phase, Phase::Closing(_)) {
@@ -347,6 +346,7 @@ where
             }
             if has_read_enough || self.turn.is_over() {
                 if self.woken.is_empty() && self.is_idle() && !self.wakes.look(&mut self.woken, cx) {
+                    self.pause = Pause::Due;
                     return Poll::Pending;
                 }
                 break;
@@ -376,9 +376,21 @@ where
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.pause {
             Pause::None | Pause::Over => return Poll::Ready(()),
+            Pause::Due if self.rare.queue.is_none() => {
+                self.pause = Pause::None;
+                return Poll::Ready(());
+            }
+            Pause::Due => self.give_way(cx),
             Pause::Queued => {
-                if let Some(place) = &mut self.rare.place {
-                    ready!(place.poll_held(cx));
+                if let Some(place) = &mut self.rare.place
+                    && place.poll_held(cx).is_pending()
+                {
+                    if self.is_aborted(cx) {
+                        // It ends, and does nothing else.
+                        self.pause = Pause::Over;
+                        return Poll::Ready(());
+                    }
+                    return Poll::Pending;
                 }
                 self.pause = Pause::Checking;
                 let yielded = pin!(tokio::task::yield_now()).poll(cx);
@@ -390,6 +402,16 @@ where
             }
         }
         Poll::Pending
+    }
+
+    /// Whether a connection that waits in the queue is to end at once. The other parts that were woken are looked at in
+    /// its turn.
+    fn is_aborted(&mut self, cx: &Context<'_>) -> bool {
+        let mut woken = WakeSources::new();
+        while self.wakes.look(&mut woken, cx) {
+            self.woken.append(&mut woken);
+        }
+        self.woken.contains(&WakeSource::ABORT)
     }
 
     /// Handles the parts that were woken. Returns true if the connection must be dropped at once.
@@ -504,6 +526,18 @@ where
         }
     }
 
+    /// Writes what there is to write, as far as the socket takes it.
+    fn write(&mut self) -> io::Result<()> {
+        let waker = &mut Context::from_waker(&self.write.1);
+        match self.output.poll_write(&mut self.io, waker) {
+            Poll::Ready(written) => written,
+            Poll::Pending => {
+                self.full = true;
+                Ok(())
+            }
+        }
+    }
+
     /// Runs streams in turn until there is enough to write.
     fn run(&mut self) {
         if matches!(self.phase, Phase::Closing(_)) {
@@ -608,13 +642,19 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         ready!(this.poll_pause(cx));
+        if this.pause == Pause::Over
+            && let Some(place) = &mut this.rare.place
+        {
+            place.begin_turn();
+        }
         this.turn = Turn::default();
         if !this.has_ended {
             let Poll::Ready(ended) = this.take_turn(cx) else {
-                if this.pause == Pause::Over {
-                    // It has nothing more to do.
-                    this.pause = Pause::None;
-                    this.rare.place = None;
+                // Unless it waits for its next turn, it has nothing more to do.
+                match this.pause {
+                    Pause::Over => (this.pause, this.rare.place) = (Pause::None, None),
+                    Pause::Due => this.rare.place = None,
+                    Pause::None | Pause::Queued | Pause::Checking => {}
                 }
                 return Poll::Pending;
             };

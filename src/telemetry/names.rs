@@ -598,7 +598,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (UPSTREAM_LEADERLESS, "1 while the etcd members that answer have no leader"),
     (
         TURNS_WAITING,
-        "HTTP/2 connections that have much to do, such as to send a long list, and wait until others had their turn",
+        "HTTP/2 connections that wait for their turn: new ones with their first request, and those with much to do, such as to send a long list",
     ),
     (
         SEND_RINGS,
@@ -641,7 +641,10 @@ pub const COUNTERS: &[(&str, &str)] = &[
     (RESPONSES_DELIVERED, "Watch responses written to subscribers"),
     (BYTES_DELIVERED, "Bytes of watch responses written to subscribers"),
     (CONFIRMS, "Requests to etcd for its current revision, each for all reads and watch requests that waited for it"),
-    (CONFIRMED_CALLS, "Reads and batches of watch requests that were answered by requests to etcd for its current revision"),
+    (
+        CONFIRMED_CALLS,
+        "Reads and batches of watch requests that were answered by requests to etcd for its current revision",
+    ),
     (READS, "Range calls by how they were answered"),
     (RANGE_STREAMS, "RangeStream calls by how they were answered"),
     (ACCESS_CHECKS, "Checks with etcd whether a client may read a range, by outcome"),

@@ -21,6 +21,7 @@ use etcd_relay::{
         http::{audience::Audience, keys::Cors},
         listen::{self, Connections, Server, Stop},
     },
+    http2::TurnQueue,
     relay::{self, Embedded, Feeds, LainletFeeds, OnDemand, RelayConfig, Upstream, Views, Watches},
     rpc::GrpcService,
     shutdown::Phases,
@@ -80,6 +81,7 @@ impl Relay {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 2379));
         let grpc = listen::PortConfig {
             stream_buffer: size(terms.stream_buffer),
+            turns: Some(TurnQueue::new(1, |_| ())),
             ..listen::PortConfig::new(Port::Grpc, addr)
         };
         let on_demand = match terms.on_demand {

@@ -1,6 +1,9 @@
 //! Tests of a port with clients of all kinds.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -135,6 +138,35 @@ async fn both_protocols_on_one_port_with_the_clients_address() {
     let listed = served.connections.after(ConnectionId(0), 10);
     assert!(listed.iter().any(|seen| seen.stats().peer == peer), "{listed:?}");
     driver.abort();
+}
+
+#[tokio::test]
+async fn the_first_requests_of_connections_that_come_at_once_wait_in_the_queue_of_their_port() {
+    let (waited, waiting) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (waited.clone(), waiting.clone());
+    let queue = http2::TurnQueue::new(1, move |waits| {
+        if waits {
+            counts.0.fetch_add(1, Ordering::Relaxed);
+            counts.1.fetch_add(1, Ordering::Relaxed);
+        } else {
+            counts.1.fetch_sub(1, Ordering::Relaxed);
+        }
+    });
+    let served = serve(|config| config.turns = Some(queue));
+    let senders = join_all((0..20).map(|_| async {
+        let io = TokioIo::new(connect(&served).await);
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.expect("HTTP/2");
+        (sender, tokio::spawn(connection))
+    }));
+    let answers = senders.await.into_iter().map(|(mut sender, driver)| async move {
+        let request = Request::get("http://x/").body(Full::<Bytes>::default()).expect("a request");
+        assert!(sender.send_request(request).await.expect("an answer").status().is_success());
+        driver.abort();
+    });
+    join_all(answers).await;
+    assert!(waited.load(Ordering::Relaxed) > 0, "none of them has waited");
+    assert_eq!(waiting.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]

@@ -1,9 +1,15 @@
 //! Tests of the queue for long turns.
 
-use std::sync::atomic::AtomicIsize;
+use std::{io::IoSlice, sync::atomic::AtomicIsize, task::Waker};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use super::{
-    turns::{Greedy, open_wide},
+    super::queue::Place,
+    turns::{Greedy, burn, open_wide},
     *,
 };
 
@@ -44,9 +50,9 @@ fn greedy(queue: &TurnQueue) -> (impl Future<Output = Result<(), Ended>> + Send 
     (connection.sharing(Some(queue.clone())), sent)
 }
 
-/// Polls a connection until it waits for others; it may take a few polls until it runs.
+/// Polls a connection once. It may take a few polls until it runs.
 fn poll(connection: &mut (impl Future<Output = Result<(), Ended>> + Unpin)) {
-    let polled = Pin::new(connection).poll(&mut Context::from_waker(std::task::Waker::noop()));
+    let polled = Pin::new(connection).poll(&mut Context::from_waker(Waker::noop()));
     assert!(polled.is_pending(), "{polled:?}");
 }
 
@@ -86,7 +92,7 @@ async fn connections_that_always_have_more_to_do_have_a_turn_one_after_the_other
 async fn the_first_request_of_a_connection_waits_for_its_turn_and_the_next_ones_do_not() {
     let (queue, waiting) = queue();
     let mut held = queue.join();
-    assert!(held.poll_held(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+    assert!(held.poll_held(&mut Context::from_waker(Waker::noop())).is_ready());
 
     let (client, io) = tokio::io::duplex(10_000);
     let served = Arc::new(AtomicUsize::new(0));
@@ -109,8 +115,195 @@ async fn the_first_request_of_a_connection_waits_for_its_turn_and_the_next_ones_
     assert_eq!((served.load(Ordering::Relaxed), waiting()), (1, 0));
 
     let mut held = queue.join();
-    assert!(held.poll_held(&mut Context::from_waker(std::task::Waker::noop())).is_ready(), "the turn is over");
+    assert!(held.poll_held(&mut Context::from_waker(Waker::noop())).is_ready(), "the turn is over");
     raw.post(3, true).await;
     raw.until(Kind::Data).await;
     assert_eq!((served.load(Ordering::Relaxed), waiting()), (2, 0));
+}
+
+/// Takes the only place of a queue.
+fn take(queue: &TurnQueue) -> Place {
+    let mut place = queue.join();
+    assert!(place.poll_held(&mut Context::from_waker(Waker::noop())).is_ready(), "there is a place");
+    place
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_are_more_places_while_a_place_is_long_before_its_turn_and_fewer_afterwards() {
+    let (queue, _) = queue();
+    // One turn, while all other places are taken and somebody waits.
+    let turn = |waited: Duration| {
+        let mut place = take(&queue);
+        let others: Vec<_> = (1..queue.places()).map(|_| take(&queue)).collect();
+        let mut waits = queue.join();
+        assert!(waits.poll_held(&mut Context::from_waker(Waker::noop())).is_pending());
+        burn(waited);
+        place.begin_turn();
+        burn(Duration::from_millis(1));
+        drop(place);
+        drop((others, waits));
+    };
+    // Of ten milliseconds, a turn takes one. With five places, that is half of the time.
+    for _ in 0..20 {
+        turn(Duration::from_millis(9));
+    }
+    assert_eq!(queue.places(), 5);
+    for _ in 0..20 {
+        turn(Duration::ZERO);
+    }
+    assert_eq!(queue.places(), 1);
+}
+
+/// All tasks share one thread, and only they advance the clock.
+#[tokio::test(start_paused = true)]
+async fn connections_in_the_queue_get_a_good_part_of_the_time_beside_others_that_are_always_ready() {
+    const LISTS: usize = 20;
+    let (queue, _) = queue();
+    let begun = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        tasks.spawn(std::future::poll_fn(|cx| {
+            burn(Duration::from_micros(50));
+            cx.waker().wake_by_ref();
+            Poll::<()>::Pending
+        }));
+    }
+    let spent = Arc::new(AtomicUsize::new(0));
+    for _ in 0..LISTS {
+        let spent = spent.clone();
+        let service = move |_: Request<Body>| {
+            let spent = spent.clone();
+            async move {
+                let pieces = std::iter::repeat_with(move || {
+                    burn(Duration::from_micros(50));
+                    spent.fetch_add(50, Ordering::Relaxed);
+                    Ok::<_, Failure>(Frame::data(Bytes::from_static(&[7; 1 << 10])))
+                });
+                let pieces = http_body_util::StreamBody::new(futures_util::stream::iter(pieces));
+                Ok::<_, Failure>(Response::new(pieces.boxed_unsync()))
+            }
+        };
+        let connection =
+            Connection::new(Greedy(asks()), service, LIMITS, std::future::pending(), std::future::pending());
+        let connection = connection.sharing(Some(queue.clone()));
+        tasks.spawn(async move { drop(connection.await) });
+    }
+    while begun.elapsed() < Duration::from_secs(2) {
+        tokio::task::yield_now().await;
+    }
+    let part = spent.load(Ordering::Relaxed) as f64 / begun.elapsed().as_micros() as f64;
+    assert!((0.3..0.8).contains(&part), "{part:.2} of the time");
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_for_its_turn_sends_its_settings_and_ends_when_it_must() {
+    let (queue, waiting) = queue();
+    let _held = take(&queue);
+    let (client, io) = tokio::io::duplex(10_000);
+    let mut raw = Raw::greet(client).await;
+    raw.post(1, true).await;
+    let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
+    let told = |token: &CancellationToken| Box::pin(token.clone().cancelled_owned());
+    let service = |_: Request<Body>| std::future::ready(Ok::<_, Failure>(Response::new(bytes("done"))));
+    let connection = Connection::new(io, service, LIMITS, told(&stop), told(&abort));
+    let task = tokio::spawn(connection.sharing(Some(queue.clone())));
+    raw.until(Kind::Settings).await;
+    while waiting() == 0 {
+        tokio::task::yield_now().await;
+    }
+    abort.cancel();
+    task.await.expect("no panic").expect("it ends without an error");
+    assert_eq!(waiting(), 0);
+}
+
+/// A socket that takes one write at a time.
+struct Filling {
+    input: Bytes,
+    sent: Arc<AtomicUsize>,
+    room: Arc<Mutex<(bool, Option<Waker>)>>,
+}
+
+impl AsyncRead for Filling {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        if self.input.is_empty() {
+            return Poll::Pending;
+        }
+        let count = buf.remaining().min(self.input.len());
+        buf.put_slice(&self.input.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Filling {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let mut room = self.room.lock();
+        if !std::mem::take(&mut room.0) {
+            room.1 = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let taken = bufs.iter().map(|buf| buf.len()).sum::<usize>() - 1;
+        self.sent.fetch_add(taken, Ordering::Relaxed);
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_waits_for_its_socket_waits_for_its_turn_as_well() {
+    let (queue, waiting) = queue();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let room = Arc::new(Mutex::new((true, None::<Waker>)));
+    let io = Filling { input: asks(), sent: sent.clone(), room: room.clone() };
+    let service = |_: Request<Body>| {
+        let body = http_body_util::Full::new(Bytes::from(vec![7; 64 << 20])).map_err(|never| match never {});
+        std::future::ready(Ok::<_, Failure>(Response::new(body.boxed_unsync())))
+    };
+    let connection = Connection::new(io, service, LIMITS, std::future::pending(), std::future::pending());
+    let _task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection.sharing(Some(queue.clone()))));
+    let takes_a_write = || {
+        let mut room = room.lock();
+        room.0 = true;
+        room.1.take().into_iter().for_each(Waker::wake);
+    };
+    // The preface, and the first long turns.
+    for _ in 0..5 {
+        while room.lock().1.is_none() {
+            tokio::task::yield_now().await;
+        }
+        takes_a_write();
+    }
+    while room.lock().1.is_none() {
+        tokio::task::yield_now().await;
+    }
+    let held = take(&queue);
+    let before = sent.load(Ordering::Relaxed);
+    assert!(before > 128 << 10, "{before}");
+    takes_a_write();
+    while waiting() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(sent.load(Ordering::Relaxed), before, "another connection has the place");
+    drop(held);
+    while sent.load(Ordering::Relaxed) == before {
+        tokio::task::yield_now().await;
+    }
 }

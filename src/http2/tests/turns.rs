@@ -17,7 +17,7 @@ use tokio::{
 use super::{super::wake::WakeSource, *};
 
 /// Advances the paused clock.
-fn burn(time: Duration) {
+pub(super) fn burn(time: Duration) {
     let mut advance = pin!(tokio::time::advance(time));
     let _ = advance.as_mut().poll(&mut Context::from_waker(Waker::noop()));
 }
