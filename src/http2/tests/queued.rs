@@ -128,6 +128,17 @@ fn take(queue: &TurnQueue) -> Place {
     place
 }
 
+/// Lets other tasks run until this holds.
+async fn until(mut holds: impl FnMut() -> bool) {
+    for _ in 0..1_000_000 {
+        if holds() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("it never holds");
+}
+
 #[tokio::test(start_paused = true)]
 async fn there_are_more_places_while_a_place_is_long_before_its_turn_and_fewer_afterwards() {
     let (queue, _) = queue();
@@ -208,9 +219,7 @@ async fn a_connection_that_waits_for_its_turn_sends_its_settings_and_ends_when_i
     let connection = Connection::new(io, service, LIMITS, told(&stop), told(&abort));
     let task = tokio::spawn(connection.sharing(Some(queue.clone())));
     raw.until(Kind::Settings).await;
-    while waiting() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| waiting() > 0).await;
     abort.cancel();
     task.await.expect("no panic").expect("it ends without an error");
     assert_eq!(waiting(), 0);
@@ -286,24 +295,16 @@ async fn a_list_that_waits_for_its_socket_waits_for_its_turn_as_well() {
     };
     // The preface, and the first long turns.
     for _ in 0..5 {
-        while room.lock().1.is_none() {
-            tokio::task::yield_now().await;
-        }
+        until(|| room.lock().1.is_some()).await;
         takes_a_write();
     }
-    while room.lock().1.is_none() {
-        tokio::task::yield_now().await;
-    }
+    until(|| room.lock().1.is_some()).await;
     let held = take(&queue);
     let before = sent.load(Ordering::Relaxed);
     assert!(before > 128 << 10, "{before}");
     takes_a_write();
-    while waiting() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| waiting() > 0).await;
     assert_eq!(sent.load(Ordering::Relaxed), before, "another connection has the place");
     drop(held);
-    while sent.load(Ordering::Relaxed) == before {
-        tokio::task::yield_now().await;
-    }
+    until(|| sent.load(Ordering::Relaxed) > before).await;
 }
