@@ -41,7 +41,7 @@ pub use self::{
     body::{Arrivals, Body},
     connection::{Connection, Ended},
     limits::{Keepalive, Limits, Refused},
-    queue::TurnQueue,
+    queue::{TurnQueue, TurnWait},
 };
 
 /// Why a handler or an answer's body failed. The stream is reset with the reason of an [`h2::Error`] among the causes,

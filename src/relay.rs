@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics::gauge;
+use metrics::{gauge, histogram};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::{runtime::Handle, sync::watch};
@@ -43,7 +43,7 @@ use crate::{
         },
         listen::{Address, BindError, Bound, ConnectionId, Connections, PortConfig, Stop, fit_connections},
     },
-    http2::TurnQueue,
+    http2::{TurnQueue, TurnWait},
     hub::{FeedStats, Hub, WatchStats, WatchStreamStats},
     rpc::GrpcService,
     service::ServiceManager,
@@ -106,9 +106,13 @@ impl Relay {
         config.show_bounds();
         let connections = Arc::new(Connections::default());
         let batcher = Batcher::new(config.io)?;
-        let waiting = gauge!(names::TURNS_WAITING);
-        let turns = TurnQueue::new(Handle::current().metrics().num_workers(), move |waits| {
-            waiting.increment(if waits { 1.0 } else { -1.0 })
+        let (waiting, waits) = (gauge!(names::TURNS_WAITING), histogram!(names::TURNS_WAIT_SECONDS));
+        let turns = TurnQueue::new(Handle::current().metrics().num_workers(), move |wait| match wait {
+            TurnWait::Began => waiting.increment(1.0),
+            TurnWait::Ended(time) => {
+                waiting.decrement(1.0);
+                waits.record(time);
+            }
         });
         let bind = |port: &PortConfig| {
             let leave_spread = spread(config.drain_time);

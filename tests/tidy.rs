@@ -27,7 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("latest", &["sync"]),
     ("pb", &[]),
-    ("http2", &["sync"]),
+    ("http2", &["sync", "types"]),
     ("critical", &[]),
     ("rate", &[]),
     ("fleet", &["rate"]),

@@ -35,6 +35,7 @@ use super::{
     turn::Turn,
     wake::{WakeFlag, WakeList, WakeSource, WakeSources},
 };
+use crate::types::ClientKey;
 
 /// While this many bytes wait for the socket, nothing is read: beyond the most that streams produce, this leaves room
 /// for answers to the peer's own frames.
@@ -106,8 +107,8 @@ struct Rare<E> {
     abort: E,
     /// Called for each request that is refused because of a limit.
     on_refusal: Box<dyn Fn(Refused) + Send + Sync>,
-    /// Shared with other connections.
-    queue: Option<TurnQueue>,
+    /// Shared with other connections, and whose connection this is.
+    queue: Option<(TurnQueue, ClientKey)>,
     /// The place of this connection in `queue`; `None` while it does not need one.
     place: Option<Box<Place>>,
     /// The result of the connection once it has ended.
@@ -270,10 +271,11 @@ where
         self
     }
 
-    /// If there is a `queue`, the connections that share it wait there for turns that are likely to be long.
+    /// The connections that share a queue wait there for turns that are likely to be long. Places in it are divided
+    /// between clients; this connection is one of `client`.
     #[must_use]
-    pub fn sharing(mut self, queue: Option<TurnQueue>) -> Self {
-        self.rare.queue = queue;
+    pub fn sharing(mut self, queue: TurnQueue, client: ClientKey) -> Self {
+        self.rare.queue = Some((queue, client));
         self
     }
 
@@ -361,7 +363,7 @@ where
     fn give_way(&mut self, cx: &mut Context<'_>) {
         // Whoever waits comes first.
         self.rare.place = None;
-        self.rare.place = self.rare.queue.as_ref().map(|queue| Box::new(queue.join()));
+        self.rare.place = self.rare.queue.as_ref().map(|(queue, client)| Box::new(queue.join(*client)));
         self.pause = Pause::Queued;
         let paused = self.poll_pause(cx);
         debug_assert!(paused.is_pending(), "a pause takes more than one poll");

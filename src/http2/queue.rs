@@ -6,25 +6,29 @@
 //! the same time, and each takes as long as many deliveries.
 //!
 //! Not here: how long a turn may last, see `turn`; who shares a queue, see `relay`. Always holds:
-//! - the connection that has waited longest gets the next place, and gives it back when its turn is over. A turn waits
-//!   for nobody, so nobody waits here for a client;
+//! - places go round the clients that wait, and to the connection of each that has waited longest. So a client waits for
+//!   one turn of each other client, however many connections those have;
+//! - a place is given back when its turn is over. A turn waits for nobody, so nobody waits here for what a client does;
+//! - somebody waits only while all places are taken;
 //! - there is at least one place for each thread. There are more while the connections with a place wait so long for
 //!   their turns, behind others that never wait here, that less than half of the threads' time is spent on these turns.
-//!   So the others delay those who wait here no more than by half.
+//!   So the others delay those who wait here no more than by half;
+//! - nobody is woken under the lock.
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     fmt,
+    ops::Bound::{Excluded, Unbounded},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
-use tokio_util::sync::PollSemaphore;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::types::ClientKey;
 
 /// Who has waited less than this for a turn whose place it had is no reason for more places: a thread needs as long to
 /// look at its sockets, or is not scheduled for as long.
@@ -39,46 +43,80 @@ const MOST: usize = 256;
 #[derive(Clone)]
 pub struct TurnQueue(Arc<Shared>);
 
+/// What is reported of a connection in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnWait {
+    /// It waits.
+    Began,
+    /// It has waited this long, and has a place now or has left.
+    Ended(Duration),
+}
+
 struct Shared {
     threads: usize,
-    free: Arc<Semaphore>,
     state: Mutex<State>,
-    report: Box<dyn Fn(bool) + Send + Sync>,
+    report: Box<dyn Fn(TurnWait) + Send + Sync>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Places, free or not.
+    /// Places, taken or not.
     places: usize,
-    /// Connections without a place.
-    waiting: usize,
+    taken: usize,
+    /// Who waits, by client and in the order of arrival. A client without a waiting connection has no entry.
+    clients: BTreeMap<ClientKey, BTreeMap<u64, Waker>>,
+    /// The client that was given a place last.
+    last: Option<ClientKey>,
+    next_number: u64,
     /// When there was one place more.
     grew: Instant,
 }
 
+/// The connections that were given a place, to be woken.
+type Given = SmallVec<[Waker; 2]>;
+
 /// The place that a connection waits for, or holds. Dropping it makes way for the next connection.
 pub(super) struct Place {
     queue: TurnQueue,
-    taking: PollSemaphore,
-    held: Option<(OwnedSemaphorePermit, Instant)>,
-    turn_began: Option<Instant>,
-    waits: bool,
+    client: ClientKey,
+    phase: PlacePhase,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum PlacePhase {
+    /// Not asked for.
+    New,
+    /// In the queue with this number, or given and not yet known to be.
+    Waiting {
+        number: u64,
+        since: Instant,
+    },
+    Held {
+        since: Instant,
+        turn_began: Option<Instant>,
+    },
 }
 
 impl TurnQueue {
-    /// A queue for the connections of that many threads, at least one. `report` is called with `true` when a connection
-    /// begins to wait, and with `false` when it does not wait any more.
+    /// A queue for the connections of that many threads, at least one. `report` is called when a connection begins to
+    /// wait, and when it does not wait any more.
     #[must_use]
-    pub fn new(threads: usize, report: impl Fn(bool) + Send + Sync + 'static) -> Self {
-        let threads = threads.clamp(1, Semaphore::MAX_PERMITS / MOST);
-        let state = Mutex::new(State { places: threads, waiting: 0, grew: Instant::now() });
-        Self(Arc::new(Shared { threads, free: Arc::new(Semaphore::new(threads)), state, report: Box::new(report) }))
+    pub fn new(threads: usize, report: impl Fn(TurnWait) + Send + Sync + 'static) -> Self {
+        let threads = threads.clamp(1, usize::MAX / MOST);
+        let state = State {
+            places: threads,
+            taken: 0,
+            clients: BTreeMap::new(),
+            last: None,
+            next_number: 0,
+            grew: Instant::now(),
+        };
+        Self(Arc::new(Shared { threads, state: Mutex::new(state), report: Box::new(report) }))
     }
 
-    /// A place at the end of the queue, from the first [`Place::poll_held`] on.
-    pub(super) fn join(&self) -> Place {
-        let taking = PollSemaphore::new(self.0.free.clone());
-        Place { queue: self.clone(), taking, held: None, turn_began: None, waits: false }
+    /// A place at the end of this client's part of the queue, from the first [`Place::poll_held`] on.
+    pub(super) fn join(&self, client: ClientKey) -> Place {
+        Place { queue: self.clone(), client, phase: PlacePhase::New }
     }
 
     #[cfg(test)]
@@ -87,31 +125,91 @@ impl TurnQueue {
     }
 }
 
+impl State {
+    /// A place for `client` at once, if one is free.
+    fn take(&mut self, client: ClientKey) -> bool {
+        let is_free = self.taken < self.places;
+        if is_free {
+            self.taken += 1;
+            self.last = Some(client);
+        }
+        is_free
+    }
+
+    /// Puts a connection at the end of its client's part. Returns its number.
+    fn enter(&mut self, client: ClientKey, waker: Waker) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.clients.entry(client).or_default().insert(number, waker);
+        number
+    }
+
+    /// The waker of a connection that is still waiting.
+    fn waker(&mut self, client: ClientKey, number: u64) -> Option<&mut Waker> {
+        self.clients.get_mut(&client)?.get_mut(&number)
+    }
+
+    /// Takes a connection out of the queue. Returns false if it was given a place before.
+    fn leave(&mut self, client: ClientKey, number: u64) -> bool {
+        let Entry::Occupied(mut entry) = self.clients.entry(client) else { return false };
+        let was_waiting = entry.get_mut().remove(&number).is_some();
+        if entry.get().is_empty() {
+            entry.remove();
+        }
+        was_waiting
+    }
+
+    /// A place is free again.
+    fn free(&mut self) -> Given {
+        self.taken -= 1;
+        self.give()
+    }
+
+    /// Gives the free places away.
+    fn give(&mut self) -> Given {
+        let mut given = Given::new();
+        while self.taken < self.places
+            && let Some(waker) = self.next()
+        {
+            self.taken += 1;
+            given.push(waker);
+        }
+        given
+    }
+
+    /// Takes whoever is next out of the queue.
+    fn next(&mut self) -> Option<Waker> {
+        let after = self.last.map_or(Unbounded, Excluded);
+        let mut later = self.clients.range((after, Unbounded)).map(|(client, _)| *client);
+        let client = later.next().or_else(|| self.clients.keys().next().copied())?;
+        self.last = Some(client);
+        let Entry::Occupied(mut entry) = self.clients.entry(client) else { return None };
+        let first = entry.get_mut().pop_first();
+        if entry.get().is_empty() {
+            entry.remove();
+        }
+        first.map(|(_, waker)| waker)
+    }
+}
+
 impl Shared {
     /// A place is free again, after a wait for the turn and the turn itself.
-    fn give_back(&self, permit: OwnedSemaphorePermit, waited: Duration, turn: Duration) {
+    fn give_back(&self, waited: Duration, turn: Duration) -> Given {
         let now = Instant::now();
-        let (one_more, one_less) = {
-            let mut state = self.state.lock();
-            // If it is so with every place: the time that is spent on these turns, and that all threads have meanwhile.
-            let spent = turn * state.places as u32;
-            let time = (waited + turn) * self.threads as u32;
-            let too_few = waited > SOON && spent * 2 < time;
-            let too_many = !too_few && (state.waiting == 0 || spent * 4 > time * 3);
-            let one_more = too_few && now.duration_since(state.grew) >= ONE_MORE && state.places < self.threads * MOST;
-            let one_less = too_many && state.places > self.threads;
-            if one_more {
-                state.grew = now;
-            }
-            state.places = state.places + usize::from(one_more) - usize::from(one_less);
-            (one_more, one_less)
-        };
-        if one_less {
-            permit.forget();
+        let mut state = self.state.lock();
+        // If it is so with every place: the time that is spent on these turns, and that all threads have meanwhile.
+        let spent = turn * state.places as u32;
+        let time = (waited + turn) * self.threads as u32;
+        let too_few = waited > SOON && spent * 2 < time;
+        let too_many = !too_few && (state.clients.is_empty() || spent * 4 > time * 3);
+        if too_few && now.duration_since(state.grew) >= ONE_MORE && state.places < self.threads * MOST {
+            state.grew = now;
+            state.places += 1;
         }
-        if one_more {
-            self.free.add_permits(1);
+        if too_many && state.places > self.threads {
+            state.places -= 1;
         }
+        state.free()
     }
 }
 
@@ -124,37 +222,59 @@ impl fmt::Debug for TurnQueue {
 impl Place {
     /// Waits until the place is this connection's.
     pub(super) fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.held.is_none() {
-            let taken = self.taking.poll_acquire(cx);
-            self.count(taken.is_pending());
-            // The queue is never closed.
-            self.held = ready!(taken).map(|permit| (permit, Instant::now()));
+        let shared = &self.queue.0;
+        let reported = match self.phase {
+            PlacePhase::Held { .. } => return Poll::Ready(()),
+            PlacePhase::New => {
+                let mut state = shared.state.lock();
+                if state.take(self.client) {
+                    None
+                } else {
+                    let number = state.enter(self.client, cx.waker().clone());
+                    drop(state);
+                    self.phase = PlacePhase::Waiting { number, since: Instant::now() };
+                    (shared.report)(TurnWait::Began);
+                    return Poll::Pending;
+                }
+            }
+            PlacePhase::Waiting { number, since } => {
+                if let Some(waker) = shared.state.lock().waker(self.client, number) {
+                    waker.clone_from(cx.waker());
+                    return Poll::Pending;
+                }
+                Some(since)
+            }
+        };
+        let now = Instant::now();
+        if let Some(since) = reported {
+            (shared.report)(TurnWait::Ended(now - since));
         }
+        self.phase = PlacePhase::Held { since: now, turn_began: None };
         Poll::Ready(())
     }
 
     /// The turn begins for which this connection has the place.
     pub(super) fn begin_turn(&mut self) {
-        self.turn_began = Some(Instant::now());
-    }
-
-    fn count(&mut self, waits: bool) {
-        if waits != std::mem::replace(&mut self.waits, waits) {
-            {
-                let waiting = &mut self.queue.0.state.lock().waiting;
-                *waiting = if waits { *waiting + 1 } else { *waiting - 1 };
-            }
-            (self.queue.0.report)(waits);
+        if let PlacePhase::Held { turn_began, .. } = &mut self.phase {
+            *turn_began = Some(Instant::now());
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.count(false);
-        // One without a turn says nothing about how long turns are waited for.
-        if let (Some((permit, since)), Some(began)) = (self.held.take(), self.turn_began) {
-            self.queue.0.give_back(permit, began - since, began.elapsed());
-        }
+        let shared = &self.queue.0;
+        let given = match self.phase {
+            PlacePhase::New => Given::new(),
+            PlacePhase::Waiting { number, since } => {
+                (shared.report)(TurnWait::Ended(since.elapsed()));
+                let mut state = shared.state.lock();
+                if state.leave(self.client, number) { Given::new() } else { state.free() }
+            }
+            PlacePhase::Held { since, turn_began: Some(began) } => shared.give_back(began - since, began.elapsed()),
+            // One without a turn says nothing about how long turns are waited for.
+            PlacePhase::Held { turn_began: None, .. } => shared.state.lock().free(),
+        };
+        given.into_iter().for_each(Waker::wake);
     }
 }

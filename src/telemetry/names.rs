@@ -189,6 +189,8 @@ pub const FORWARD_RETRIES: &str = "etcd_relay_forward_retries_total";
 pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
 /// HTTP/2 connections that wait for a long turn.
 pub const TURNS_WAITING: &str = "etcd_relay_turns_waiting";
+/// How long HTTP/2 connections waited for such a turn.
+pub const TURNS_WAIT_SECONDS: &str = "etcd_relay_turns_wait_seconds";
 /// Rings of io_uring that join sends to clients.
 pub const SEND_RINGS: &str = "etcd_relay_send_rings";
 /// System calls that sent to several clients.
@@ -208,8 +210,8 @@ pub const READY: &str = "etcd_relay_ready";
 /// Always 1; the label `version` is the relay's version.
 pub const BUILD_INFO: &str = "etcd_relay_build_info";
 
-/// Buckets of [`DELIVERY_LAG_SECONDS`]: from 50 µs (a push on an idle machine) to 30 s (a client that is as good as
-/// gone).
+/// Buckets of [`DELIVERY_LAG_SECONDS`], [`VIEW_LAG_SECONDS`] and [`TURNS_WAIT_SECONDS`]: from 50 µs (a push on an idle
+/// machine) to 30 s (a client that is as good as gone).
 pub const LAG_BUCKETS: [f64; 15] = [
     0.000_05, // 50 µs
     0.000_1, 0.000_25, 0.000_5, 0.001, // 1 ms
@@ -487,7 +489,13 @@ pub fn describe() {
         metrics::Unit::Seconds,
         "Seconds by which a task was scheduled late, measured 50 times a second: feeds and deliveries wait as long for their turn"
     );
+    describe_histogram!(
+        TURNS_WAIT_SECONDS,
+        metrics::Unit::Seconds,
+        "Seconds for which HTTP/2 connections waited for their turn, once for each turn that was waited for"
+    );
     drop(histogram!(TURN_SECONDS));
+    drop(histogram!(TURNS_WAIT_SECONDS));
     for part in Part::ALL {
         drop(histogram!(PUBLISH_SECONDS, Part::LABEL => part.as_str()));
     }

@@ -47,6 +47,7 @@ impl Metrics {
             .set_buckets_for_metric(Matcher::Full(names::VIEW_LAG_SECONDS.into()), &names::LAG_BUCKETS)?
             .set_buckets_for_metric(Matcher::Full(names::PUBLISH_SECONDS.into()), &names::PUBLISH_BUCKETS)?
             .set_buckets_for_metric(Matcher::Full(names::TURN_SECONDS.into()), &names::PUBLISH_BUCKETS)?
+            .set_buckets_for_metric(Matcher::Full(names::TURNS_WAIT_SECONDS.into()), &names::LAG_BUCKETS)?
             .build_recorder();
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|_| RecorderError::Installed)?;

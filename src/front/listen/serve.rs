@@ -184,7 +184,8 @@ impl<S> Server<S> {
             turned_away(self.config.port, Turned::Limit);
             return Err(Refused::Limit);
         };
-        let Ok(counted) = self.clients.count(ClientKey::from(peer.ip())) else {
+        let client = ClientKey::from(peer.ip());
+        let Ok(counted) = self.clients.count(client) else {
             turned_away(self.config.port, Turned::Client);
             return Err(Refused::Client(peer.ip()));
         };
@@ -231,7 +232,11 @@ impl<S> Server<S> {
                         service.call(origin.mark(request.map(RequestBody::Http2))).map_err(Into::into)
                     };
                     let connection = http2::Connection::new(socket, service, config.http2(), stop, abort);
-                    let connection = connection.on_refusal(refused).sharing(config.turns.clone());
+                    let connection = connection.on_refusal(refused);
+                    let connection = match &config.turns {
+                        Some(turns) => connection.sharing(turns.clone(), client),
+                        None => connection,
+                    };
                     spawner.spawn(connection.map_err(Into::into).map(log));
                 }
             }

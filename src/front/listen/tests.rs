@@ -18,6 +18,7 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::{
@@ -144,11 +145,12 @@ async fn both_protocols_on_one_port_with_the_clients_address() {
 async fn the_first_requests_of_connections_that_come_at_once_wait_in_the_queue_of_their_port() {
     let (waited, waiting) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let counts = (waited.clone(), waiting.clone());
-    let queue = http2::TurnQueue::new(1, move |waits| {
-        if waits {
+    let queue = http2::TurnQueue::new(1, move |wait| match wait {
+        http2::TurnWait::Began => {
             counts.0.fetch_add(1, Ordering::Relaxed);
             counts.1.fetch_add(1, Ordering::Relaxed);
-        } else {
+        }
+        http2::TurnWait::Ended(_) => {
             counts.1.fetch_sub(1, Ordering::Relaxed);
         }
     });
@@ -167,6 +169,46 @@ async fn the_first_requests_of_connections_that_come_at_once_wait_in_the_queue_o
     join_all(answers).await;
     assert!(waited.load(Ordering::Relaxed) > 0, "none of them has waited");
     assert_eq!(waiting.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_comes_after_a_hundred_connections_of_another_one_does_not_wait_for_them_all() {
+    let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let served = order.clone();
+    let service = service_fn(move |request: Request<RequestBody>| {
+        let ClientAddr(peer) = request.extensions().get().expect("the peer's address");
+        served.lock().push(peer.ip());
+        async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) }
+    });
+    let turns = http2::TurnQueue::new(1, |_| ());
+    let config =
+        PortConfig { turns: Some(turns), ..PortConfig::new(names::Port::Http, SocketAddr::from(([127, 0, 0, 1], 0))) };
+    let bound = Bound::bind(config, Arc::default()).expect("bound");
+    let (addr, stop) = (bound.addr(), Stop::default());
+    let _task = AbortOnDropHandle::new(tokio::spawn(bound.serve(service, stop)));
+    let open = async |from: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::from((from, 0))).expect("an address of this machine");
+        let mut stream = socket.connect(addr).await.expect("connected");
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
+        // Once our settings are here, the connection waits for its first request.
+        stream.read_exact(&mut [0; 9]).await.expect("settings");
+        stream
+    };
+    let mut streams = Vec::new();
+    for last in [2; 100].into_iter().chain([3]) {
+        streams.push(open([127, 0, 0, last]).await);
+    }
+    for stream in &mut streams {
+        // GET, http, and the path /.
+        let sent = stream.try_write(b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84").expect("sent");
+        assert_eq!(sent, 12);
+    }
+    while order.lock().len() < streams.len() {
+        tokio::task::yield_now().await;
+    }
+    let place = order.lock().iter().position(|ip| *ip == std::net::Ipv4Addr::new(127, 0, 0, 3)).expect("it was served");
+    assert!(place < 50, "it was served after {place} others, though it waited for a place in another queue");
 }
 
 #[tokio::test]

@@ -12,13 +12,17 @@ use super::{
     turns::{Greedy, burn, open_wide},
     *,
 };
+use crate::types::ClientKey;
+
+/// Whose connections they are, where it does not matter.
+const CLIENT: ClientKey = ClientKey::new(1);
 
 /// A queue with one place, and the number of connections that wait in it.
 fn queue() -> (TurnQueue, impl Fn() -> isize) {
     let waiting = Arc::new(AtomicIsize::new(0));
     let count = waiting.clone();
-    let report = move |waits| {
-        waiting.fetch_add(if waits { 1 } else { -1 }, Ordering::Relaxed);
+    let report = move |wait| {
+        waiting.fetch_add(if wait == TurnWait::Began { 1 } else { -1 }, Ordering::Relaxed);
     };
     (TurnQueue::new(1, report), move || count.load(Ordering::Relaxed))
 }
@@ -47,7 +51,7 @@ fn greedy(queue: &TurnQueue) -> (impl Future<Output = Result<(), Ended>> + Send 
         }
     };
     let connection = Connection::new(Greedy(asks()), service, LIMITS, std::future::pending(), std::future::pending());
-    (connection.sharing(Some(queue.clone())), sent)
+    (connection.sharing(queue.clone(), CLIENT), sent)
 }
 
 /// Polls a connection once. It may take a few polls until it runs.
@@ -91,7 +95,7 @@ async fn connections_that_always_have_more_to_do_have_a_turn_one_after_the_other
 #[tokio::test]
 async fn the_first_request_of_a_connection_waits_for_its_turn_and_the_next_ones_do_not() {
     let (queue, waiting) = queue();
-    let mut held = queue.join();
+    let mut held = queue.join(CLIENT);
     assert!(held.poll_held(&mut Context::from_waker(Waker::noop())).is_ready());
 
     let (client, io) = tokio::io::duplex(10_000);
@@ -102,7 +106,7 @@ async fn the_first_request_of_a_connection_waits_for_its_turn_and_the_next_ones_
         std::future::ready(Ok::<_, Failure>(Response::new(bytes("done"))))
     };
     let connection = Connection::new(io, service, LIMITS, std::future::pending(), std::future::pending());
-    let _task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection.sharing(Some(queue.clone()))));
+    let _task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection.sharing(queue.clone(), CLIENT)));
     let mut raw = Raw::greet(client).await;
     raw.until(Kind::Settings).await;
     raw.post(1, true).await;
@@ -114,7 +118,7 @@ async fn the_first_request_of_a_connection_waits_for_its_turn_and_the_next_ones_
     raw.until(Kind::Data).await;
     assert_eq!((served.load(Ordering::Relaxed), waiting()), (1, 0));
 
-    let mut held = queue.join();
+    let mut held = queue.join(CLIENT);
     assert!(held.poll_held(&mut Context::from_waker(Waker::noop())).is_ready(), "the turn is over");
     raw.post(3, true).await;
     raw.until(Kind::Data).await;
@@ -123,7 +127,7 @@ async fn the_first_request_of_a_connection_waits_for_its_turn_and_the_next_ones_
 
 /// Takes the only place of a queue.
 fn take(queue: &TurnQueue) -> Place {
-    let mut place = queue.join();
+    let mut place = queue.join(CLIENT);
     assert!(place.poll_held(&mut Context::from_waker(Waker::noop())).is_ready(), "there is a place");
     place
 }
@@ -146,7 +150,7 @@ async fn there_are_more_places_while_a_place_is_long_before_its_turn_and_fewer_a
     let turn = |waited: Duration| {
         let mut place = take(&queue);
         let others: Vec<_> = (1..queue.places()).map(|_| take(&queue)).collect();
-        let mut waits = queue.join();
+        let mut waits = queue.join(CLIENT);
         assert!(waits.poll_held(&mut Context::from_waker(Waker::noop())).is_pending());
         burn(waited);
         place.begin_turn();
@@ -196,7 +200,7 @@ async fn connections_in_the_queue_get_a_good_part_of_the_time_beside_others_that
         };
         let connection =
             Connection::new(Greedy(asks()), service, LIMITS, std::future::pending(), std::future::pending());
-        let connection = connection.sharing(Some(queue.clone()));
+        let connection = connection.sharing(queue.clone(), CLIENT);
         tasks.spawn(async move { drop(connection.await) });
     }
     while begun.elapsed() < Duration::from_secs(2) {
@@ -217,7 +221,7 @@ async fn a_connection_that_waits_for_its_turn_sends_its_settings_and_ends_when_i
     let told = |token: &CancellationToken| Box::pin(token.clone().cancelled_owned());
     let service = |_: Request<Body>| std::future::ready(Ok::<_, Failure>(Response::new(bytes("done"))));
     let connection = Connection::new(io, service, LIMITS, told(&stop), told(&abort));
-    let task = tokio::spawn(connection.sharing(Some(queue.clone())));
+    let task = tokio::spawn(connection.sharing(queue.clone(), CLIENT));
     raw.until(Kind::Settings).await;
     until(|| waiting() > 0).await;
     abort.cancel();
@@ -287,7 +291,7 @@ async fn a_list_that_waits_for_its_socket_waits_for_its_turn_as_well() {
         std::future::ready(Ok::<_, Failure>(Response::new(body.boxed_unsync())))
     };
     let connection = Connection::new(io, service, LIMITS, std::future::pending(), std::future::pending());
-    let _task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection.sharing(Some(queue.clone()))));
+    let _task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection.sharing(queue.clone(), CLIENT)));
     let takes_a_write = || {
         let mut room = room.lock();
         room.0 = true;
@@ -307,4 +311,92 @@ async fn a_list_that_waits_for_its_socket_waits_for_its_turn_as_well() {
     assert_eq!(sent.load(Ordering::Relaxed), before, "another connection has the place");
     drop(held);
     until(|| sent.load(Ordering::Relaxed) > before).await;
+}
+
+/// Polls places until none of them gets one any more. Returns the numbers of those that hold one now, in their order.
+fn held(places: &mut [Option<Place>]) -> Vec<usize> {
+    let cx = &mut Context::from_waker(Waker::noop());
+    let held = |place: &mut Option<Place>| place.as_mut().is_some_and(|place| place.poll_held(cx).is_ready());
+    places.iter_mut().map(held).enumerate().filter_map(|(number, is_held)| is_held.then_some(number)).collect()
+}
+
+#[tokio::test]
+async fn places_go_round_the_clients_however_many_connections_one_has() {
+    let (queue, waiting) = queue();
+    let join = |client| Some(queue.join(ClientKey::new(client)));
+    let mut places: Vec<_> = [2; 1000].map(join).into();
+    assert_eq!(held(&mut places), [0]);
+    // Others come when a thousand wait.
+    places.extend([3, 1, 3].map(join));
+    assert_eq!(held(&mut places), [0]);
+    let mut order = Vec::new();
+    for _ in 0..7 {
+        let [next] = held(&mut places)[..] else { panic!("one has the place") };
+        order.push(next);
+        places[next] = None;
+    }
+    assert_eq!(order, [0, 1000, 1001, 1, 1002, 2, 3], "each client in its turn, and its connections in theirs");
+    assert_eq!(waiting(), 997 - 1);
+    // Who leaves keeps no place, given or not.
+    places.truncate(10);
+    let [next] = held(&mut places)[..] else { panic!("one has the place") };
+    places[next] = None;
+    let (given, left) = (next + 1, next + 2);
+    places[left] = None;
+    places[given] = None;
+    assert_eq!(held(&mut places), [left + 1]);
+    drop(places);
+    assert_eq!(waiting(), 0);
+    drop(take(&queue));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn nobody_is_forgotten_in_the_queue_whoever_leaves_it() {
+    let seed: u64 = rand::rng().random();
+    let waiting = Arc::new(AtomicIsize::new(0));
+    let count = waiting.clone();
+    let report = move |wait| {
+        count.fetch_add(if wait == TurnWait::Began { 1 } else { -1 }, Ordering::Relaxed);
+    };
+    let queue = TurnQueue::new(2, report);
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..64_u64 {
+        let queue = queue.clone();
+        tasks.spawn(async move {
+            let mut random = StdRng::seed_from_u64(seed ^ number);
+            let mut turns = 0;
+            while turns < 100 {
+                let mut place = queue.join(ClientKey::new(1 + number % 5));
+                // It polls only when it is woken, unless it leaves before.
+                let mut polls = random.random_range(0..6);
+                let leaves = random.random_bool(0.3);
+                let got = std::future::poll_fn(|cx| {
+                    if leaves && polls == 0 {
+                        return Poll::Ready(false);
+                    }
+                    polls -= i32::from(leaves);
+                    let polled = place.poll_held(cx).map(|()| true);
+                    if leaves && polled.is_pending() {
+                        cx.waker().wake_by_ref();
+                    }
+                    polled
+                })
+                .await;
+                if got {
+                    turns += 1;
+                    if random.random_bool(0.8) {
+                        place.begin_turn();
+                    }
+                    if random.random_bool(0.5) {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        });
+    }
+    let all = tokio::time::timeout(Duration::from_secs(60), tasks.join_all()).await;
+    assert!(all.is_ok(), "seed {seed}: some wait for ever: {queue:?}");
+    assert_eq!(waiting.load(Ordering::Relaxed), 0);
+    let all: Vec<_> = (0..queue.places()).map(|_| take(&queue)).collect();
+    drop(all);
 }
