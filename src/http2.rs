@@ -7,7 +7,7 @@
 //! everything else, and four times the memory (docs/performance.md). Here an event costs only its stream's queue, a
 //! frame head and the write.
 //!
-//! This layer is independent of the relay: [`Connection::new`] takes any stream of bytes, a service, the [`Limits`],
+//! This layer is independent of the relay, except that it divides turns by `ClientKey`: [`Connection::new`] takes any stream of bytes, a service, the [`Limits`],
 //! and two futures that end the connection. So it can be fuzzed and simulated alone.
 //!
 //! Not here: the answers (the service), sockets and the checks before HTTP/2 begins (`front::listen`), and calls that

@@ -365,8 +365,14 @@ where
         self.rare.place = None;
         self.rare.place = self.rare.queue.as_ref().map(|(queue, client)| Box::new(queue.join(*client)));
         self.pause = Pause::Queued;
-        let paused = self.poll_pause(cx);
-        debug_assert!(paused.is_pending(), "a pause takes more than one poll");
+        let aborts = !self.has_ended && self.woken.contains(&WakeSource::ABORT);
+        if aborts {
+            self.pause = Pause::Over;
+        }
+        if aborts || self.poll_pause(cx).is_ready() {
+            // It was told to end. Its next turn begins without a place.
+            cx.waker().wake_by_ref();
+        }
     }
 
     /// Waits until the next turn may begin.
@@ -406,14 +412,16 @@ where
         Poll::Pending
     }
 
-    /// Whether a connection that waits in the queue is to end at once. The other parts that were woken are looked at in
-    /// its turn.
+    /// Whether a connection that waits in the queue has just been told to end at once. The other parts that were woken
+    /// are looked at in its turn.
     fn is_aborted(&mut self, cx: &Context<'_>) -> bool {
         let mut woken = WakeSources::new();
+        let mut is_aborted = false;
         while self.wakes.look(&mut woken, cx) {
+            is_aborted |= woken.contains(&WakeSource::ABORT);
             self.woken.append(&mut woken);
         }
-        self.woken.contains(&WakeSource::ABORT)
+        is_aborted
     }
 
     /// Handles the parts that were woken. Returns true if the connection must be dropped at once.

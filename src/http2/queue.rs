@@ -6,18 +6,20 @@
 //! the same time, and each takes as long as many deliveries.
 //!
 //! Not here: how long a turn may last, see `turn`; who shares a queue, see `relay`. Always holds:
-//! - places go round the clients that wait, and to the connection of each that has waited longest. So a client waits for
-//!   one turn of each other client, however many connections those have;
+//! - every second place goes to the next client in a round of those that wait, for its connection that has waited longest.
+//!   So a client has a place after at most two of each other client, however many connections those have;
+//! - the other places go to the connection that has waited longest of all. So nobody waits more than twice as long as in
+//!   order of arrival, such as the connections of many clients behind one address, which are one client here;
 //! - a place is given back when its turn is over. A turn waits for nobody, so nobody waits here for what a client does;
 //! - somebody waits only while all places are taken;
 //! - there is at least one place for each thread. There are more while the connections with a place wait so long for
 //!   their turns, behind others that never wait here, that less than half of the threads' time is spent on these turns.
 //!   So the others delay those who wait here no more than by half;
-//! - nobody is woken under the lock.
+//! - no waker is woken or dropped under the lock.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    fmt,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fmt, mem,
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -63,13 +65,23 @@ struct State {
     /// Places, taken or not.
     places: usize,
     taken: usize,
-    /// Who waits, by client and in the order of arrival. A client without a waiting connection has no entry.
-    clients: BTreeMap<ClientKey, BTreeMap<u64, Waker>>,
-    /// The client that was given a place last.
+    /// Who waits, by number, which is the order of arrival.
+    waiting: BTreeMap<u64, Waiter>,
+    /// Their numbers, by client. A client without a waiting connection has no entry.
+    clients: BTreeMap<ClientKey, BTreeSet<u64>>,
+    /// The client that had the last place of the round.
     last: Option<ClientKey>,
+    /// The last place was one of the round, so the next one goes by arrival.
+    by_arrival: bool,
     next_number: u64,
     /// When there was one place more.
     grew: Instant,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    client: ClientKey,
+    waker: Waker,
 }
 
 /// The connections that were given a place, to be woken.
@@ -86,7 +98,7 @@ pub(super) struct Place {
 enum PlacePhase {
     /// Not asked for.
     New,
-    /// In the queue with this number, or given and not yet known to be.
+    /// In the queue with this number, or it was given a place and does not know yet.
     Waiting {
         number: u64,
         since: Instant,
@@ -106,8 +118,10 @@ impl TurnQueue {
         let state = State {
             places: threads,
             taken: 0,
+            waiting: BTreeMap::new(),
             clients: BTreeMap::new(),
             last: None,
+            by_arrival: false,
             next_number: 0,
             grew: Instant::now(),
         };
@@ -140,23 +154,21 @@ impl State {
     fn enter(&mut self, client: ClientKey, waker: Waker) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
-        self.clients.entry(client).or_default().insert(number, waker);
+        self.clients.entry(client).or_default().insert(number);
+        self.waiting.insert(number, Waiter { client, waker });
         number
     }
 
-    /// The waker of a connection that is still waiting.
-    fn waker(&mut self, client: ClientKey, number: u64) -> Option<&mut Waker> {
-        self.clients.get_mut(&client)?.get_mut(&number)
-    }
-
-    /// Takes a connection out of the queue. Returns false if it was given a place before.
-    fn leave(&mut self, client: ClientKey, number: u64) -> bool {
-        let Entry::Occupied(mut entry) = self.clients.entry(client) else { return false };
-        let was_waiting = entry.get_mut().remove(&number).is_some();
-        if entry.get().is_empty() {
-            entry.remove();
+    /// Takes a connection out of the queue. `None` if it is not there: it was given a place.
+    fn leave(&mut self, number: u64) -> Option<Waker> {
+        let Waiter { client, waker } = self.waiting.remove(&number)?;
+        if let Entry::Occupied(mut numbers) = self.clients.entry(client) {
+            numbers.get_mut().remove(&number);
+            if numbers.get().is_empty() {
+                numbers.remove();
+            }
         }
-        was_waiting
+        Some(waker)
     }
 
     /// A place is free again.
@@ -179,16 +191,17 @@ impl State {
 
     /// Takes whoever is next out of the queue.
     fn next(&mut self) -> Option<Waker> {
-        let after = self.last.map_or(Unbounded, Excluded);
-        let mut later = self.clients.range((after, Unbounded)).map(|(client, _)| *client);
-        let client = later.next().or_else(|| self.clients.keys().next().copied())?;
-        self.last = Some(client);
-        let Entry::Occupied(mut entry) = self.clients.entry(client) else { return None };
-        let first = entry.get_mut().pop_first();
-        if entry.get().is_empty() {
-            entry.remove();
-        }
-        first.map(|(_, waker)| waker)
+        self.by_arrival = !self.by_arrival;
+        let number = if !self.by_arrival {
+            *self.waiting.keys().next()?
+        } else {
+            let after = self.last.map_or(Unbounded, Excluded);
+            let mut later = self.clients.range((after, Unbounded));
+            let (client, numbers) = later.next().or_else(|| self.clients.iter().next())?;
+            self.last = Some(*client);
+            *numbers.first()?
+        };
+        self.leave(number)
     }
 }
 
@@ -201,7 +214,7 @@ impl Shared {
         let spent = turn * state.places as u32;
         let time = (waited + turn) * self.threads as u32;
         let too_few = waited > SOON && spent * 2 < time;
-        let too_many = !too_few && (state.clients.is_empty() || spent * 4 > time * 3);
+        let too_many = !too_few && (state.waiting.is_empty() || spent * 4 > time * 3);
         if too_few && now.duration_since(state.grew) >= ONE_MORE && state.places < self.threads * MOST {
             state.grew = now;
             state.places += 1;
@@ -238,8 +251,13 @@ impl Place {
                 }
             }
             PlacePhase::Waiting { number, since } => {
-                if let Some(waker) = shared.state.lock().waker(self.client, number) {
-                    waker.clone_from(cx.waker());
+                let mut state = shared.state.lock();
+                if let Some(Waiter { waker, .. }) = state.waiting.get_mut(&number) {
+                    if !waker.will_wake(cx.waker()) {
+                        let before = mem::replace(waker, cx.waker().clone());
+                        drop(state);
+                        drop(before);
+                    }
                     return Poll::Pending;
                 }
                 Some(since)
@@ -269,7 +287,11 @@ impl Drop for Place {
             PlacePhase::Waiting { number, since } => {
                 (shared.report)(TurnWait::Ended(since.elapsed()));
                 let mut state = shared.state.lock();
-                if state.leave(self.client, number) { Given::new() } else { state.free() }
+                let left = state.leave(number);
+                let given = if left.is_some() { Given::new() } else { state.free() };
+                drop(state);
+                drop(left);
+                given
             }
             PlacePhase::Held { since, turn_began: Some(began) } => shared.give_back(began - since, began.elapsed()),
             // One without a turn says nothing about how long turns are waited for.

@@ -189,7 +189,7 @@ pub const FORWARD_RETRIES: &str = "etcd_relay_forward_retries_total";
 pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
 /// HTTP/2 connections that wait for a long turn.
 pub const TURNS_WAITING: &str = "etcd_relay_turns_waiting";
-/// How long HTTP/2 connections waited for such a turn.
+/// How long HTTP/2 connections waited in the queue for such turns.
 pub const TURNS_WAIT_SECONDS: &str = "etcd_relay_turns_wait_seconds";
 /// Rings of io_uring that join sends to clients.
 pub const SEND_RINGS: &str = "etcd_relay_send_rings";
@@ -492,7 +492,7 @@ pub fn describe() {
     describe_histogram!(
         TURNS_WAIT_SECONDS,
         metrics::Unit::Seconds,
-        "Seconds for which HTTP/2 connections waited for their turn, once for each turn that was waited for"
+        "Seconds for which HTTP/2 connections waited in the queue for turns, for each time that one had to wait, whether it got a place or left"
     );
     drop(histogram!(TURN_SECONDS));
     drop(histogram!(TURNS_WAIT_SECONDS));

@@ -4,7 +4,8 @@
 //! Not here: who the client is and what it may read; `front` knows that. `front` makes the key from the client's
 //! address, and from its user if there is one. Everything that divides something between clients compares keys: the
 //! hub, the ports and the forwarded calls.
-//! Always holds: two keys can only be compared for equality. Two clients behind one address count as one client.
+//! Always holds: the order of two keys means nothing, but it is always the same, so turns can go round them. Two clients
+//! behind one address count as one client.
 
 use std::{fmt, net::IpAddr};
 

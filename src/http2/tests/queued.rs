@@ -280,9 +280,12 @@ impl AsyncWrite for Filling {
     }
 }
 
-#[tokio::test]
-async fn a_list_that_waits_for_its_socket_waits_for_its_turn_as_well() {
-    let (queue, waiting) = queue();
+/// A connection that has sent a part of a long answer and waits for its socket, which takes a write for each call of the
+/// function. Its next turn will be a long one.
+async fn full(
+    queue: &TurnQueue,
+    abort: &CancellationToken,
+) -> (tokio_util::task::AbortOnDropHandle<Result<(), Ended>>, impl Fn(), Arc<AtomicUsize>) {
     let sent = Arc::new(AtomicUsize::new(0));
     let room = Arc::new(Mutex::new((true, None::<Waker>)));
     let io = Filling { input: asks(), sent: sent.clone(), room: room.clone() };
@@ -290,10 +293,13 @@ async fn a_list_that_waits_for_its_socket_waits_for_its_turn_as_well() {
         let body = http_body_util::Full::new(Bytes::from(vec![7; 64 << 20])).map_err(|never| match never {});
         std::future::ready(Ok::<_, Failure>(Response::new(body.boxed_unsync())))
     };
-    let connection = Connection::new(io, service, LIMITS, std::future::pending(), std::future::pending());
-    let _task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection.sharing(queue.clone(), CLIENT)));
-    let takes_a_write = || {
-        let mut room = room.lock();
+    let told = |token: &CancellationToken| Box::pin(token.clone().cancelled_owned());
+    let connection = Connection::new(io, service, LIMITS, told(&CancellationToken::new()), told(abort));
+    let connection = connection.sharing(queue.clone(), CLIENT);
+    let task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
+    let socket = room.clone();
+    let takes_a_write = move || {
+        let mut room = socket.lock();
         room.0 = true;
         room.1.take().into_iter().for_each(Waker::wake);
     };
@@ -303,14 +309,35 @@ async fn a_list_that_waits_for_its_socket_waits_for_its_turn_as_well() {
         takes_a_write();
     }
     until(|| room.lock().1.is_some()).await;
+    assert!(sent.load(Ordering::Relaxed) > 128 << 10);
+    (task, takes_a_write, sent)
+}
+
+#[tokio::test]
+async fn a_list_that_waits_for_its_socket_waits_for_its_turn_as_well() {
+    let (queue, waiting) = queue();
+    let abort = CancellationToken::new();
+    let (_task, takes_a_write, sent) = full(&queue, &abort).await;
     let held = take(&queue);
     let before = sent.load(Ordering::Relaxed);
-    assert!(before > 128 << 10, "{before}");
     takes_a_write();
     until(|| waiting() > 0).await;
     assert_eq!(sent.load(Ordering::Relaxed), before, "another connection has the place");
     drop(held);
     until(|| sent.load(Ordering::Relaxed) > before).await;
+}
+
+#[tokio::test]
+async fn a_list_that_waits_for_its_socket_ends_without_a_turn_when_it_must() {
+    let (queue, waiting) = queue();
+    let abort = CancellationToken::new();
+    let (task, ..) = full(&queue, &abort).await;
+    let _held = take(&queue);
+    assert_eq!(waiting(), 0, "it would wait only when it is woken");
+    abort.cancel();
+    until(|| task.is_finished()).await;
+    task.await.expect("no panic").expect("it ends without an error");
+    assert_eq!(waiting(), 0);
 }
 
 /// Polls places until none of them gets one any more. Returns the numbers of those that hold one now, in their order.
@@ -330,13 +357,13 @@ async fn places_go_round_the_clients_however_many_connections_one_has() {
     places.extend([3, 1, 3].map(join));
     assert_eq!(held(&mut places), [0]);
     let mut order = Vec::new();
-    for _ in 0..7 {
+    for _ in 0..8 {
         let [next] = held(&mut places)[..] else { panic!("one has the place") };
         order.push(next);
         places[next] = None;
     }
-    assert_eq!(order, [0, 1000, 1001, 1, 1002, 2, 3], "each client in its turn, and its connections in theirs");
-    assert_eq!(waiting(), 997 - 1);
+    assert_eq!(order, [0, 1000, 1, 1001, 2, 3, 4, 1002], "a round of the clients, and every second place by arrival");
+    assert_eq!(waiting(), 1003 - 8, "the next one does not know of its place yet");
     // Who leaves keeps no place, given or not.
     places.truncate(10);
     let [next] = held(&mut places)[..] else { panic!("one has the place") };
@@ -398,5 +425,23 @@ async fn nobody_is_forgotten_in_the_queue_whoever_leaves_it() {
     assert!(all.is_ok(), "seed {seed}: some wait for ever: {queue:?}");
     assert_eq!(waiting.load(Ordering::Relaxed), 0);
     let all: Vec<_> = (0..queue.places()).map(|_| take(&queue)).collect();
+    assert!(held(&mut [Some(queue.join(CLIENT))]).is_empty(), "seed {seed}: there are more places than that");
     drop(all);
+}
+
+#[tokio::test]
+async fn clients_that_return_after_each_turn_have_at_least_their_parts_of_the_round() {
+    let (queue, _) = queue();
+    let clients: Vec<_> = [1; 10].into_iter().chain([2, 3]).chain([4; 5]).collect();
+    let join = |client: &u64| Some(queue.join(ClientKey::new(*client)));
+    let mut places: Vec<_> = clients.iter().map(join).collect();
+    let mut turns = [0; 5];
+    for _ in 0..800 {
+        let [next] = held(&mut places)[..] else { panic!("one has the place") };
+        turns[clients[next] as usize] += 1;
+        places[next] = None;
+        places[next] = join(&clients[next]);
+    }
+    // Half of the turns go round the four clients.
+    assert!(turns[1..].iter().all(|turns| *turns >= 800 / 2 / 4 - 1), "{turns:?}");
 }
