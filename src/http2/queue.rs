@@ -14,7 +14,7 @@
 //! - somebody waits only while all places are taken;
 //! - there is at least one place for each thread. There are more while the connections with a place wait so long for
 //!   their turns, behind others that never wait here, that less than half of the threads' time is spent on these turns.
-//!   So the others delay those who wait here no more than by half;
+//!   So those who wait here have about half of the time, however busy the others are;
 //! - no waker is woken or dropped under the lock.
 
 use std::{
@@ -69,9 +69,9 @@ struct State {
     waiting: BTreeMap<u64, Waiter>,
     /// Their numbers, by client. A client without a waiting connection has no entry.
     clients: BTreeMap<ClientKey, BTreeSet<u64>>,
-    /// The client that had the last place of the round.
+    /// The round goes on after this client.
     last: Option<ClientKey>,
-    /// The last place was one of the round, so the next one goes by arrival.
+    /// The next place goes to whoever has waited longest of all, and not to the next client of the round.
     by_arrival: bool,
     next_number: u64,
     /// When there was one place more.
@@ -191,8 +191,7 @@ impl State {
 
     /// Takes whoever is next out of the queue.
     fn next(&mut self) -> Option<Waker> {
-        self.by_arrival = !self.by_arrival;
-        let number = if !self.by_arrival {
+        let number = if self.by_arrival {
             *self.waiting.keys().next()?
         } else {
             let after = self.last.map_or(Unbounded, Excluded);
@@ -201,6 +200,7 @@ impl State {
             self.last = Some(*client);
             *numbers.first()?
         };
+        self.by_arrival = !self.by_arrival;
         self.leave(number)
     }
 }
@@ -236,7 +236,7 @@ impl Place {
     /// Waits until the place is this connection's.
     pub(super) fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let shared = &self.queue.0;
-        let reported = match self.phase {
+        let waited_since = match self.phase {
             PlacePhase::Held { .. } => return Poll::Ready(()),
             PlacePhase::New => {
                 let mut state = shared.state.lock();
@@ -264,7 +264,7 @@ impl Place {
             }
         };
         let now = Instant::now();
-        if let Some(since) = reported {
+        if let Some(since) = waited_since {
             (shared.report)(TurnWait::Ended(now - since));
         }
         self.phase = PlacePhase::Held { since: now, turn_began: None };
