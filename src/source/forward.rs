@@ -29,8 +29,9 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderValue, Request, Response, Version,
+    HeaderMap, HeaderValue, Request, Response,
     header::{self, HeaderName},
+    request,
 };
 use parking_lot::RwLock;
 use tokio::time::Instant;
@@ -47,7 +48,7 @@ use self::{
 pub use super::pool::Keepalive;
 use super::{
     Dialler, Members,
-    pool::{Kind, Pool, Settings, WIDE},
+    pool::{Head, Kind, Pool, Settings, WIDE},
 };
 use crate::{
     critical::Tasks,
@@ -186,7 +187,8 @@ impl Forward {
         let forward = self.clone();
         GrpcService::passing(move |request| {
             let forward = forward.clone();
-            Box::pin(async move { Ok(forward.pass(request, Some(names::Lane::Own)).await) })
+            let (mut head, body) = request.into_parts();
+            Box::pin(async move { Ok(forward.pass(&mut head, body, Some(names::Lane::Own)).await) })
         })
     }
 
@@ -205,18 +207,20 @@ impl Forward {
     /// Forwards one call of the client whose [`ClientKey`] is in the request's extensions. It never fails: if etcd
     /// cannot be reached, the answer is a gRPC status that says so.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
-        self.pass(request, None).await
+        let (mut head, body) = request.into_parts();
+        self.pass(&mut head, body, None).await
     }
 
     /// The same as a future of its own.
     fn answer(&self, request: Request<Body>) -> GrpcAnswer {
         let forward = self.clone();
-        Box::pin(async move { Ok(forward.call(request).await) })
+        let (mut head, body) = request.into_parts();
+        Box::pin(async move { Ok(forward.pass(&mut head, body, None).await) })
     }
 
-    async fn pass(&self, request: Request<Body>, lane: Option<names::Lane>) -> Response<Body> {
-        let (mut head, body) = request.into_parts();
-        let Some(path) = head.uri.path_and_query().cloned() else {
+    /// The same. The head is borrowed, because otherwise each call would have room for it twice.
+    async fn pass(&self, head: &mut request::Parts, body: Body, lane: Option<names::Lane>) -> Response<Body> {
+        let Some(path) = head.uri.path_and_query() else {
             return status::malformed("the request has no path").into_http();
         };
         let method = Method::of(path.path());
@@ -239,21 +243,22 @@ impl Forward {
             call.finish(status.code());
             return status.into_http();
         }
-        head.headers.append(VIA, self.shared.name.clone());
-        strip_hop_by_hop(&mut head.headers);
-        head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        let headers = &mut head.headers;
+        headers.append(VIA, self.shared.name.clone());
+        strip_hop_by_hop(headers);
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
         if self.shared.disowns {
-            head.headers.insert(DISOWNED, HeaderValue::from_static("etcd-relay"));
+            headers.insert(DISOWNED, HeaderValue::from_static("etcd-relay"));
         }
-        head.version = Version::HTTP_2;
         // Ready when the call's connection is asked to leave, or the relay stops.
         let drain = method.endless.then(|| head.extensions.get().unwrap_or(&self.shared.drain).clone());
-        head.extensions.clear();
 
-        let until = Instant::now() + self.shared.patience(&head.headers, lane);
-        let sending = Sending { shared: &self.shared, method, lane, client, path, until };
-        match sending.send(head, body).await {
-            Ok(Sent { head, body, member }) => {
+        let head = Head { method: &head.method, path, headers: &head.headers };
+        let until = Instant::now() + self.shared.patience(head.headers, lane);
+        let sending = Sending { shared: &self.shared, method, lane, client, head, until };
+        match sending.send(body).await {
+            Ok(sent) => {
+                let Sent { head, body, member } = *sent;
                 call.note(&head.headers);
                 let left = method.leaves.then(|| (self.shared.members.clone(), member));
                 let body = Body::new(ResponseBody::new(body, call, drain, left));

@@ -20,6 +20,7 @@ use std::{
 };
 
 use http::{HeaderMap, Method, Request, Response, uri::PathAndQuery};
+use hyper::client::conn::http2::SendRequest;
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -221,8 +222,8 @@ impl Place {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub(super) async fn send(mut self, head: Head<'_>, body: Body) -> Result<Response<Answer>, SendError> {
-        match &mut self.sender {
+    pub(super) async fn send(self, head: Head<'_>, body: Body) -> Result<Response<Answer>, SendError> {
+        match &self.sender {
             Sender::Calls(client) => {
                 let endpoint = &self.pool.endpoint;
                 let head = client::CallHead {
@@ -243,27 +244,37 @@ impl Place {
                     }
                 }
             }
+            // Boxed, because otherwise short calls would be as large.
             Sender::Streams(sender, _) => {
-                let (body, guard) = RequestBody::new(body);
-                let mut request = Request::new(body);
-                *request.method_mut() = head.method.clone();
-                *request.version_mut() = http::Version::HTTP_2;
-                *request.headers_mut() = head.headers.clone();
-                *request.uri_mut() = channel::uri(&self.pool.endpoint, head.path.clone());
-                match sender.try_send_request(request).await {
-                    Ok(response) => {
-                        Ok(response.map(|body| Answer::new(Incoming::Stream { body, _guard: guard }, self)))
-                    }
-                    Err(mut error) => Err(match error.take_message() {
-                        Some(unsent) => {
-                            self.pool.lost(self.link);
-                            let error = link::broken(&self.pool.endpoint, error.error());
-                            SendError::Unsent(unsent.into_body().into_inner(), error)
-                        }
-                        None => SendError::Broken(error.into_error().into()),
-                    }),
-                }
+                let sender = sender.clone();
+                Box::pin(self.send_stream(sender, head, body)).await
             }
+        }
+    }
+
+    /// The same on a connection for streams.
+    async fn send_stream(
+        self,
+        mut sender: SendRequest<RequestBody>,
+        head: Head<'_>,
+        body: Body,
+    ) -> Result<Response<Answer>, SendError> {
+        let (body, guard) = RequestBody::new(body);
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method.clone();
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.headers_mut() = head.headers.clone();
+        *request.uri_mut() = channel::uri(&self.pool.endpoint, head.path.clone());
+        match sender.try_send_request(request).await {
+            Ok(response) => Ok(response.map(|body| Answer::new(Incoming::Stream { body, _guard: guard }, self))),
+            Err(mut error) => Err(match error.take_message() {
+                Some(unsent) => {
+                    self.pool.lost(self.link);
+                    let error = link::broken(&self.pool.endpoint, error.error());
+                    SendError::Unsent(unsent.into_body().into_inner(), error)
+                }
+                None => SendError::Broken(error.into_error().into()),
+            }),
         }
     }
 }

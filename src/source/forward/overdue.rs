@@ -46,15 +46,15 @@ struct Call {
 
 /// Ready when the call is overdue.
 #[derive(Debug)]
-pub(super) struct Wait {
-    overdue: Overdue,
+pub(super) struct Wait<'a> {
+    overdue: &'a Overdue,
     place: Option<usize>,
 }
 
 impl Overdue {
     /// Begins to wait when it is first polled.
-    pub(super) fn wait(&self) -> Wait {
-        Wait { overdue: self.clone(), place: None }
+    pub(super) fn wait(&self) -> Wait<'_> {
+        Wait { overdue: self, place: None }
     }
 
     async fn tick(self) {
@@ -93,7 +93,7 @@ impl Drop for Ticking {
     }
 }
 
-impl Future for Wait {
+impl Future for Wait<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -119,7 +119,7 @@ impl Future for Wait {
     }
 }
 
-impl Drop for Wait {
+impl Drop for Wait<'_> {
     fn drop(&mut self) {
         if let Some(place) = self.place {
             let mut waiting = self.overdue.waiting.lock();
@@ -142,8 +142,7 @@ mod tests {
             let began = tokio::time::Instant::now();
             let short = overdue.wait();
             assert!(tokio::time::timeout(TICK / 2, short).await.is_err());
-            let long = tokio::spawn(overdue.wait());
-            tokio::time::timeout(10 * TICK, long).await.expect("in time").expect("no panic");
+            tokio::time::timeout(10 * TICK, overdue.wait()).await.expect("in time");
             assert!(began.elapsed() >= TICK + TICK / 2 && began.elapsed() <= 3 * TICK, "{:?}", began.elapsed());
             tokio::time::sleep(2 * TICK).await;
             let waiting = overdue.waiting.lock();

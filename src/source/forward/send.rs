@@ -8,11 +8,11 @@
 //! see `body`. Always holds: a call that may have been sent is sent again only if it only reads; each member answers it
 //! at most once; the request of a read is kept in memory, and is no longer than the port accepts (`MAX_KEPT`).
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use h2::Reason;
-use http::{request, response, uri::PathAndQuery};
+use http::response;
 use http_body_util::{BodyExt as _, Full, Limited};
 use metrics::counter;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -52,7 +52,7 @@ pub(super) struct Sending<'a> {
     pub(super) method: Method,
     pub(super) lane: names::Lane,
     pub(super) client: ClientKey,
-    pub(super) path: PathAndQuery,
+    pub(super) head: Head<'a>,
     /// How long it may wait to be sent.
     pub(super) until: Instant,
 }
@@ -88,7 +88,7 @@ impl Sending<'_> {
     ///
     /// # Errors
     /// The status for the client, if there is no answer.
-    pub(super) async fn send(self, head: request::Parts, body: Body) -> Result<Sent, Status> {
+    pub(super) async fn send(self, body: Body) -> Result<Box<Sent>, Status> {
         let mut payload = if self.method.repeatable {
             let whole = Limited::new(body, MAX_KEPT).collect().await;
             Payload::Kept(whole.map_err(|error| status::unreadable(&*error))?.to_bytes())
@@ -121,7 +121,7 @@ impl Sending<'_> {
                     },
                 },
             };
-            match self.attempt(member, place, &head, &mut payload).await {
+            match self.attempt(member, place, &mut payload).await {
                 Tried::Answered(sent) => {
                     let refused = is_refusal(&sent.head);
                     if refused {
@@ -129,9 +129,9 @@ impl Sending<'_> {
                     }
                     // If no member has an answer, the next one would take as long to refuse it.
                     if !refused || !self.method.repeatable || members.has_lost_quorum() {
-                        return Ok(*sent);
+                        return Ok(sent);
                     }
-                    refusal = Some(Ok(*sent));
+                    refusal = Some(Ok(sent));
                 }
                 Tried::Unsent(error) => {
                     closed += 1;
@@ -177,29 +177,18 @@ impl Sending<'_> {
         race(rest, place, is_late).await
     }
 
-    async fn attempt(&self, member: usize, place: Place, head: &request::Parts, payload: &mut Payload) -> Tried {
+    async fn attempt(&self, member: usize, place: Place, payload: &mut Payload) -> Tried {
         let members = &self.shared.members;
         let body = match payload {
             Payload::Kept(bytes) => Body::new(Full::new(bytes.clone())),
             Payload::Passing(body) => body.take().unwrap_or_else(Body::empty),
         };
-        let headers = &head.headers;
-        let head = Head { method: &head.method, path: &self.path, headers };
         let sent = Instant::now();
-        let mut sending = pin!(place.send(head, body));
-        // Cancel safe: a call whose answer is not needed any more is reset when it is dropped.
-        let early = tokio::select! {
+        // Both branches are cancel safe: a call whose answer is not needed any more is reset when it is dropped.
+        let answer = tokio::select! {
             biased;
-            answer = &mut sending => Some(answer),
-            () = self.shared.overdue.wait() => None,
-        };
-        let answer = match early {
-            Some(answer) => answer,
-            // Both branches are cancel safe. Boxed, because otherwise all calls would be as large.
-            None => tokio::select! {
-                answer = &mut sending => answer,
-                status = Box::pin(self.give_up(member, sent)) => return Tried::Unanswered(status),
-            },
+            answer = place.send(self.head, body) => answer,
+            status = self.give_up_once_overdue(member, sent) => return Tried::Unanswered(status),
         };
         match answer {
             Ok(response) => {
@@ -215,7 +204,7 @@ impl Sending<'_> {
             // The member's clock began after this one.
             Err(SendError::Broken(error))
                 if status::reset(&error) == Some(Reason::CANCEL)
-                    && method::timeout_in(headers).is_some_and(|timeout| sent.elapsed() >= timeout) =>
+                    && method::timeout_in(self.head.headers).is_some_and(|timeout| sent.elapsed() >= timeout) =>
             {
                 Tried::Late
             }
@@ -240,6 +229,13 @@ impl Sending<'_> {
             () = sleep_until(self.until) => {}
             () = self.shared.drain.cancelled() => {}
         }
+    }
+
+    /// As `give_up`, without a timer until the call is overdue: nearly all calls are answered before.
+    async fn give_up_once_overdue(&self, member: usize, sent: Instant) -> Status {
+        self.shared.overdue.wait().await;
+        // Boxed, because otherwise all calls would be as large.
+        Box::pin(self.give_up(member, sent)).await
     }
 
     /// Waits until a call that was sent to a member should not wait for its answer any more. A member that is slow is

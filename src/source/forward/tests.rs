@@ -494,3 +494,12 @@ async fn streams_that_nobody_reads_do_not_hold_up_calls_or_other_streams() {
         got += read.frame().await.expect("a frame").expect("data").into_data().expect("data").len();
     }
 }
+
+/// There is one for each call that is under way. It is also copied into its allocation.
+#[tokio::test]
+async fn a_call_that_is_forwarded_has_room_for_each_of_its_parts_once() {
+    let forward = forward(&[], &CancellationToken::new());
+    let request = request("/etcdserverpb.KV/Put", Body::empty());
+    let size = size_of_val(&*forward.answer(request));
+    assert!(size <= 2_000, "{size} bytes");
+}
