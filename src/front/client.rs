@@ -15,7 +15,7 @@ use std::{
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use tracing::field::{DisplayValue, display};
 
-use super::listen::{ClientAddr, ClientCertificate, Connected, ConnectionId};
+use super::listen::{Connected, ConnectionId};
 use crate::{tls, types::ClientKey};
 
 /// A client; see the module. Cheap to clone.
@@ -44,10 +44,11 @@ impl Client {
     /// The client of a request with these headers. The port has put the other details into `extensions`.
     #[must_use]
     pub fn of(headers: &HeaderMap, extensions: &Extensions) -> Self {
+        let connected = Connected::of(extensions);
         Self {
-            addr: extensions.get().map(|ClientAddr(peer)| peer.ip().to_canonical()),
-            connection: extensions.get::<Connected>().map(|connected| connected.id),
-            certificate: extensions.get().map(|ClientCertificate(names)| names.clone()),
+            addr: connected.map(|connected| connected.addr.0.ip().to_canonical()),
+            connection: connected.map(|connected| connected.id),
+            certificate: connected.and_then(|connected| connected.certificate.clone()),
             credentials: Credentials::of(headers),
         }
     }
@@ -141,15 +142,12 @@ impl fmt::Debug for Client {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
     use crate::front::order::Order;
 
     fn client(addr: &str, connection: u64, token: Option<&'static str>) -> Client {
         let mut extensions = Extensions::new();
-        extensions.insert(ClientAddr(addr.parse::<SocketAddr>().expect("an address")));
-        extensions.insert(Connected { id: ConnectionId(connection), order: Order::new() });
+        extensions.insert(Connected::for_tests(ConnectionId(connection), addr, Order::new()));
         let mut headers = HeaderMap::new();
         headers.extend(token.map(|token| (HeaderName::from_static("token"), HeaderValue::from_static(token))));
         Client::of(&headers, &extensions)

@@ -49,7 +49,14 @@ pub use self::{
     serve::{Opened, Refused, Server, Stop},
 };
 pub use crate::http2::Keepalive;
-use crate::{batch::Batcher, front::order::Order, http2, telemetry::names, tls, types::ClientKey};
+use crate::{
+    batch::Batcher,
+    front::order::Order,
+    http2,
+    telemetry::names,
+    tls,
+    types::{Caller, ClientKey},
+};
 
 /// An address that a port listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,11 +158,17 @@ pub struct BindError {
     cause: io::Error,
 }
 
-/// The address of a client, in the extensions of each request.
+/// The address of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddr(pub SocketAddr);
 
 impl ClientAddr {
+    /// The address of the client of a request.
+    #[must_use]
+    pub fn of(extensions: &Extensions) -> Option<Self> {
+        Connected::of(extensions).map(|connected| connected.addr)
+    }
+
     /// The key of the client for dividing resources.
     #[must_use]
     pub fn key(self) -> ClientKey {
@@ -163,24 +176,43 @@ impl ClientAddr {
     }
 }
 
-/// The connection of a request, in the request's extensions.
-#[derive(Clone, Debug)]
+/// The connection of a request. The request's extensions refer to it, and to nothing else of the connection: each
+/// extension is an allocation.
+#[derive(Debug)]
 pub struct Connected {
     /// Its number.
     pub id: ConnectionId,
+    /// Its other end.
+    pub addr: ClientAddr,
+    /// The names in the client's certificate, if it had to present one.
+    pub certificate: Option<Arc<tls::Names>>,
     /// The order of its watches and writes.
     pub order: Arc<Order>,
+    /// Whom its requests are for.
+    pub caller: Arc<Caller>,
 }
 
-/// The names in a client's certificate, in the extensions of each request of a client that had to present one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCertificate(pub Arc<tls::Names>);
+impl Connected {
+    /// The connection of a request.
+    #[must_use]
+    pub fn of(extensions: &Extensions) -> Option<&Self> {
+        extensions.get::<Arc<Self>>().map(|connected| &**connected)
+    }
+
+    /// A connection from `addr` without a certificate, as an extension.
+    #[cfg(test)]
+    pub(in crate::front) fn for_tests(id: ConnectionId, addr: &str, order: Arc<Order>) -> Arc<Self> {
+        let addr = ClientAddr(addr.parse().expect("an address"));
+        let caller = Arc::new(Caller { client: addr.key(), leave: None });
+        Arc::new(Self { id, addr, certificate: None, order, caller })
+    }
+}
 
 /// Cancelled when the connection of a request is asked to leave. Without a connection, it is `otherwise`, which is
 /// cancelled when the relay stops.
 #[must_use]
 pub fn leave(extensions: &Extensions, otherwise: &CancellationToken) -> CancellationToken {
-    extensions.get().unwrap_or(otherwise).clone()
+    Connected::of(extensions).and_then(|connected| connected.caller.leave.as_ref()).unwrap_or(otherwise).clone()
 }
 
 /// A bound port that serves nothing yet. Clients can connect and wait.

@@ -54,7 +54,7 @@ use crate::{
     critical::Tasks,
     rpc::{GrpcAnswer, GrpcService},
     telemetry::names,
-    types::ClientKey,
+    types::{Caller, ClientKey},
 };
 
 /// The client for which a call of the relay's own takes its place on a connection.
@@ -204,7 +204,7 @@ impl Forward {
         keepalive::over(self, tasks)
     }
 
-    /// Forwards one call of the client whose [`ClientKey`] is in the request's extensions. It never fails: if etcd
+    /// Forwards one call of the [`Caller`] in the request's extensions. It never fails: if etcd
     /// cannot be reached, the answer is a gRPC status that says so.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
         let (mut head, body) = request.into_parts();
@@ -227,8 +227,7 @@ impl Forward {
         // The client for short calls sends nothing but POST. No other method is gRPC; etcd may say so.
         let is_call = head.method == http::Method::POST;
         let lane = lane.unwrap_or(if is_call { method.lane } else { names::Lane::Waiting });
-        // Requests without a key come from the relay itself.
-        let client = head.extensions.get().copied().unwrap_or(ClientKey::RELAY);
+        let client = Caller::client_of(&head.extensions);
         // The relay's own requests have metrics of their own, and some of them expect to be refused.
         let service = (lane != names::Lane::Own).then_some(method.service);
         let Some(counted) = self.shared.clients.enter(client) else {
@@ -251,14 +250,13 @@ impl Forward {
             headers.insert(DISOWNED, HeaderValue::from_static("etcd-relay"));
         }
         // Ready when the call's connection is asked to leave, or the relay stops.
-        let drain = method.endless.then(|| head.extensions.get().unwrap_or(&self.shared.drain).clone());
+        let drain = method.endless.then(|| Caller::leave_of(&head.extensions, &self.shared.drain));
 
         let head = Head { method: &head.method, path, headers: &head.headers };
         let until = Instant::now() + self.shared.patience(head.headers, lane);
         let sending = Sending { shared: &self.shared, method, lane, client, head, until };
         match sending.send(body).await {
-            Ok(sent) => {
-                let Sent { head, body, member } = *sent;
+            Ok(Sent { head, body, member }) => {
                 call.note(&head.headers);
                 let left = method.leaves.then(|| (self.shared.members.clone(), member));
                 let body = Body::new(ResponseBody::new(body, call, drain, left));

@@ -28,7 +28,7 @@ use crate::{
     front::{
         access::{Access, Auth, WireRange},
         client::Client,
-        listen::{ClientAddr, Connected},
+        listen::Connected,
     },
     hub::{Asker, Feed, Hub, Listing, RangeQuery, RangeReply, ReadError, SortOrder, SortTarget, WaitError},
     pb::etcdserverpb::{RangeRequest, range_request},
@@ -167,9 +167,11 @@ struct Origin<'a> {
 impl Origin<'_> {
     /// The client to whose share of the long reads this read counts.
     fn asker(self) -> Asker {
-        let extensions = &self.parts.extensions;
-        let client = extensions.get::<ClientAddr>().map_or(ClientKey::RELAY, |addr| addr.key());
-        Asker { client, connection: extensions.get::<Connected>().map_or(0, |connected| connected.id.0) }
+        let connected = Connected::of(&self.parts.extensions);
+        Asker {
+            client: connected.map_or(ClientKey::RELAY, |connected| connected.caller.client),
+            connection: connected.map_or(0, |connected| connected.id.0),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use tower::ServiceExt as _;
 use crate::front::{
     body::{BoxError, PortBody, RequestBody},
     gateway::Gateway,
-    listen::ClientAddr,
+    listen::Connected,
     order,
 };
 use crate::rpc::GrpcService;
@@ -118,10 +118,10 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
-/// Adds the client's [`crate::types::ClientKey`] for the code that forwards the call.
+/// Adds the [`crate::types::Caller`] for the code that forwards the call.
 pub(in crate::front) fn mark_client(extensions: &mut Extensions) {
-    if let Some(addr) = extensions.get::<ClientAddr>().copied() {
-        extensions.insert(addr.key());
+    if let Some(caller) = Connected::of(extensions).map(|connected| connected.caller.clone()) {
+        caller.mark(extensions);
     }
 }
 

@@ -104,7 +104,7 @@ fn is_own_name(named: &str) -> bool {
 }
 
 async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    let client = request.extensions().get().copied();
+    let client = ClientAddr::of(request.extensions());
     let (uri, headers) = (request.uri(), request.headers());
     match gate.refusal(uri.path(), client, headers).or_else(|| gate.borrowed_name(uri, headers, client)) {
         None => next.run(request).await,

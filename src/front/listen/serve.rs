@@ -34,7 +34,7 @@ use tokio_util::{
 };
 
 use super::{
-    ClientAddr, ClientCertificate, Connected, PortConfig,
+    ClientAddr, Connected, PortConfig,
     clients::Clients,
     connections::{Connections, Known, Listed, Spoken},
     lasting::{self, Takeover},
@@ -53,7 +53,7 @@ use crate::{
     http2,
     telemetry::names::{self, Overrun, Port, Turned},
     tls,
-    types::ClientKey,
+    types::{Caller, ClientKey},
 };
 
 /// How long an HTTP/1.1 connection may take for the head of a request. This is longer than most pauses between two
@@ -115,8 +115,7 @@ pub struct Server<S> {
 }
 
 impl<S> Server<S> {
-    /// A server without connections. `service` is cloned for each connection. Its requests carry [`ClientAddr`],
-    /// [`Connected`] and the token for [`super::leave`] as extensions, and [`ClientCertificate`] if there is one.
+    /// A server without connections. `service` is cloned for each connection. Its requests carry [`Connected`].
     /// `connections` lists those of all ports.
     ///
     /// # Panics
@@ -199,13 +198,19 @@ impl<S> Server<S> {
             let leave = place.token().clone();
             let connection = async {
                 let opened = accept.run_until_cancelled(opening).await.flatten()?;
-                let connected = Connected { id: listed.id, order: Order::new() };
                 let known = listed.known.clone();
                 if let Some(certificate) = &opened.certificate {
                     known.showed(certificate);
                 }
-                let certificate = opened.certificate.map(ClientCertificate);
-                let origin = Origin { peer, connected, known, certificate, leave };
+                let addr = ClientAddr(peer);
+                let connected = Arc::new(Connected {
+                    id: listed.id,
+                    addr,
+                    certificate: opened.certificate,
+                    order: Order::new(),
+                    caller: Arc::new(Caller { client: addr.key(), leave: Some(leave.clone()) }),
+                });
+                let origin = Origin { peer, connected, known, leave };
                 let (next, listed) = connection(opened.stream, origin, listed, &service, &config, &accept).await?;
                 Some((next, listed, opened.switch))
             };
@@ -299,9 +304,8 @@ impl Future for Word {
 #[derive(Clone)]
 struct Origin {
     peer: SocketAddr,
-    connected: Connected,
+    connected: Arc<Connected>,
     known: Arc<Known>,
-    certificate: Option<ClientCertificate>,
     /// Cancelled when the connection is asked to leave.
     leave: CancellationToken,
 }
@@ -309,13 +313,7 @@ struct Origin {
 impl Origin {
     fn mark(&self, mut request: Request<RequestBody>) -> Request<RequestBody> {
         self.known.asked(request.headers());
-        let extensions = request.extensions_mut();
-        extensions.insert(ClientAddr(self.peer));
-        extensions.insert(self.connected.clone());
-        extensions.insert(self.leave.clone());
-        if let Some(certificate) = &self.certificate {
-            extensions.insert(certificate.clone());
-        }
+        request.extensions_mut().insert(self.connected.clone());
         request
     }
 }

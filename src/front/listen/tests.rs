@@ -98,7 +98,7 @@ async fn answer(
         }
         _ => {}
     }
-    let ClientAddr(peer) = request.extensions().get().expect("the peer's address");
+    let ClientAddr(peer) = ClientAddr::of(request.extensions()).expect("the peer's address");
     Response::new(Full::new(Bytes::from(peer.to_string())).boxed())
 }
 
@@ -176,7 +176,7 @@ async fn a_client_that_comes_after_a_hundred_connections_of_another_one_does_not
     let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let served = order.clone();
     let service = service_fn(move |request: Request<RequestBody>| {
-        let ClientAddr(peer) = request.extensions().get().expect("the peer's address");
+        let ClientAddr(peer) = ClientAddr::of(request.extensions()).expect("the peer's address");
         served.lock().push(peer.ip());
         async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) }
     });

@@ -93,7 +93,7 @@ pub(in crate::front) fn note(extensions: &mut Extensions, body: RequestBody) -> 
     if let Some(Noticed(arrivals)) = extensions.remove() {
         return (arrivals.lock().take(), body);
     }
-    let Some(Connected { order, .. }) = extensions.get() else { return (None, body) };
+    let Some(Connected { order, .. }) = Connected::of(extensions) else { return (None, body) };
     let (arrivals, body) = marked(order.clone(), body);
     (Some(arrivals), RequestBody::Made(tonic::body::Body::new(body)))
 }
@@ -305,7 +305,7 @@ mod tests {
     fn what_one_front_has_noted_the_next_one_does_not_note_again() {
         let order = Order::new();
         let mut extensions = Extensions::new();
-        extensions.insert(Connected { id: ConnectionId(1), order: order.clone() });
+        extensions.insert(Connected::for_tests(ConnectionId(1), "127.0.0.1:1", order.clone()));
         let empty = || RequestBody::Made(tonic::body::Body::empty());
         let body = note_ahead(&mut extensions, empty());
         assert_eq!(order.streams.load(Ordering::Relaxed), 1);

@@ -47,7 +47,7 @@ pub(in crate::front) fn writes(path: &str) -> bool {
 /// The order that a call must keep, if it is a write and may have to wait. For all other calls this costs a load or
 /// two.
 pub(in crate::front) fn ahead_of(request: &Request<RequestBody>) -> Option<Arc<Order>> {
-    let order = &request.extensions().get::<Connected>()?.order;
+    let order = &Connected::of(request.extensions())?.order;
     let may_wait = order.is_used() && (order.is_pending() || !is_whole(request.body())) && writes(request.uri().path());
     may_wait.then(|| order.clone())
 }
@@ -61,7 +61,7 @@ pub(in crate::front) async fn hold(order: Arc<Order>, request: Request<RequestBo
 
 /// Waits until a write may be forwarded that has been read already. `extensions` are those of its request.
 pub(in crate::front) async fn hold_whole(extensions: &Extensions) {
-    if let Some(Connected { order, .. }) = extensions.get()
+    if let Some(Connected { order, .. }) = Connected::of(extensions)
         && order.is_pending()
     {
         let order = order.clone();
@@ -140,7 +140,7 @@ mod tests {
     };
 
     fn put(order: &Arc<Order>, path: &str) -> Request<RequestBody> {
-        let connected = Connected { id: ConnectionId(1), order: order.clone() };
+        let connected = Connected::for_tests(ConnectionId(1), "127.0.0.1:1", order.clone());
         let body = tonic::body::Body::new(http_body_util::Full::new(Bytes::from_static(b"put")));
         let request = Request::post(path).extension(connected);
         request.body(RequestBody::Made(body)).expect("a request")

@@ -166,7 +166,7 @@ impl Client {
         let order = Order::new();
         let session = session.keeping(Some(Arrivals::of_something(&order)));
         let mut extensions = http::Extensions::new();
-        extensions.insert(Connected { id: ConnectionId(1), order });
+        extensions.insert(Connected::for_tests(ConnectionId(1), "127.0.0.1:1", order));
         let session = tokio::spawn(async move {
             let mut incoming = ReceiverStream::new(incoming);
             let first = incoming.next().await.into_iter();

@@ -18,6 +18,7 @@ use crate::{
         lease_client::LeaseClient, maintenance_client::MaintenanceClient,
     },
     rpc::GrpcService,
+    types::Caller,
 };
 
 /// etcd's own timeout: its election timeout plus time for its disks.
@@ -124,7 +125,7 @@ impl V3 {
 
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.extensions_mut().insert(self.asker.client);
+        Caller::of_client(self.asker.client).mark(request.extensions_mut());
         if let Some(token) = self.token.as_ref().and_then(|token| MetadataValue::try_from(token.as_bytes()).ok()) {
             request.metadata_mut().insert("authorization", token);
         }

@@ -30,8 +30,8 @@ pub struct Call<B> {
     place: Option<usize>,
     /// The rest of the request.
     upload: Option<Upload<B>>,
-    /// What was taken of the answer and not read yet.
-    answer: Answer,
+    /// What was taken of the answer and not read yet, if anything was.
+    answer: Option<Box<Answer>>,
 }
 
 /// The body of a request, of which a piece may have been read already.
@@ -109,7 +109,7 @@ impl Client {
         let piece = upload.poll(cx);
         if matches!(piece, Piece::Broken) {
             let answer = Answer { end: Some(Err(Lost::Request)), ..Answer::default() };
-            return Ok(Call { shared: shared.clone(), place: None, upload: None, answer });
+            return Ok(Call { shared: shared.clone(), place: None, upload: None, answer: Some(Box::new(answer)) });
         }
         let mut wakes = Wakes::new();
         let mut state = shared.state.lock();
@@ -124,7 +124,7 @@ impl Client {
             return Err(Box::new(Unsent { upload, lost }));
         };
         wakes.extend(state.task.take());
-        let mut call = Call { shared: shared.clone(), place: Some(place), upload: None, answer: Answer::default() };
+        let mut call = Call { shared: shared.clone(), place: Some(place), upload: None, answer: None };
         match piece {
             Piece::Data(data, ends) => {
                 state.offer(place, data, ends, &mut wakes);
@@ -142,15 +142,17 @@ impl Client {
 impl<B: Body<Data = Bytes> + Unpin> Call<B> {
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(http::StatusCode, HeaderMap), Lost>> {
         self.upload(cx);
-        let arrived = self.take(cx, |answer| answer.head.is_some());
-        match self.answer.head.take() {
-            Some(head) => Poll::Ready(Ok(head)),
-            None if arrived => match self.answer.end.take() {
-                Some(Err(lost)) => Poll::Ready(Err(lost)),
-                _ => Poll::Ready(Err(Lost::Unusable(h2::Reason::PROTOCOL_ERROR))),
-            },
-            None => Poll::Pending,
+        if !self.take(cx, |answer| answer.head.is_some()) {
+            return Poll::Pending;
         }
+        let answer = self.answer.get_or_insert_default();
+        if let Some(head) = answer.head.take() {
+            return Poll::Ready(Ok(head));
+        }
+        Poll::Ready(Err(match answer.end.take() {
+            Some(Err(lost)) => lost,
+            _ => Lost::Unusable(h2::Reason::PROTOCOL_ERROR),
+        }))
     }
 
     /// Sends what can be sent of the rest of the request.
@@ -176,7 +178,8 @@ impl<B: Body<Data = Bytes> + Unpin> Call<B> {
                 Piece::End => (Bytes::new(), true),
                 Piece::Broken => {
                     self.leave();
-                    (self.upload, self.answer.end) = (None, Some(Err(Lost::Request)));
+                    self.upload = None;
+                    self.answer.get_or_insert_default().end = Some(Err(Lost::Request));
                     return;
                 }
             };
@@ -195,14 +198,15 @@ impl<B: Body<Data = Bytes> + Unpin> Call<B> {
         let mut state = self.shared.state.lock();
         let slot = state.slot(place);
         if slot.answer.end.is_some() {
-            self.answer = state.close(place, &mut wakes);
+            self.answer = Some(state.close(place, &mut wakes));
             self.place = None;
         } else if wanted(&slot.answer) {
-            self.answer.head = slot.answer.head.take();
+            let taken = self.answer.get_or_insert_default();
+            taken.head = slot.answer.head.take();
             // One piece at a time, since what is taken makes room for more.
             if let Some(data) = slot.answer.data.pop_front() {
                 let bytes = data.len();
-                self.answer.data.push_back(data);
+                taken.data.push_back(data);
                 state.count_read(place, bytes, &mut wakes);
             }
         } else {
@@ -237,19 +241,20 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Call<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Lost>>> {
         let this = self.get_mut();
-        if this.answer.data.is_empty() {
+        if this.answer.as_ref().is_none_or(|answer| answer.data.is_empty()) {
             this.upload(cx);
             if !this.take(cx, |answer| !answer.data.is_empty()) {
                 return Poll::Pending;
             }
         }
-        if let Some(data) = this.answer.data.pop_front() {
+        let answer = this.answer.get_or_insert_default();
+        if let Some(data) = answer.data.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        if let Some(trailers) = this.answer.trailers.take() {
+        if let Some(trailers) = answer.trailers.take() {
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-        match &mut this.answer.end {
+        match &mut answer.end {
             Some(end) => match std::mem::replace(end, Ok(())) {
                 Ok(()) => Poll::Ready(None),
                 Err(lost) => Poll::Ready(Some(Err(lost))),
@@ -259,7 +264,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Call<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.answer.data.is_empty() && self.answer.trailers.is_none() && self.answer.end == Some(Ok(()))
+        let is_read =
+            |answer: &Answer| answer.data.is_empty() && answer.trailers.is_none() && answer.end == Some(Ok(()));
+        self.answer.as_ref().is_some_and(|answer| is_read(answer))
     }
 
     fn size_hint(&self) -> SizeHint {

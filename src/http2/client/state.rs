@@ -115,7 +115,8 @@ pub(super) struct Slot {
     has_head: bool,
     /// Bytes of the answer that are still to come, if its length was declared.
     length: Option<u64>,
-    pub(super) answer: Answer,
+    /// Boxed, because it is handed on several times.
+    pub(super) answer: Box<Answer>,
 }
 
 /// What has arrived of an answer.
@@ -236,7 +237,7 @@ impl State {
             read: 0,
             has_head: false,
             length: None,
-            answer: Answer::default(),
+            answer: Box::default(),
         });
         self.places.insert(id, place);
         self.running += 1;
@@ -317,7 +318,7 @@ impl State {
 
     /// Removes the stream of a call that is over, or does not want its answer any more. The peer is told if it does not
     /// know that.
-    pub(super) fn close(&mut self, place: usize, wakes: &mut Wakes) -> Answer {
+    pub(super) fn close(&mut self, place: usize, wakes: &mut Wakes) -> Box<Answer> {
         let slot = self.slots.remove(place);
         self.places.remove(&slot.id);
         if slot.answer.end.is_none() {

@@ -36,7 +36,7 @@ use crate::{
     },
     rpc::GrpcService,
     telemetry::names::{self, Outcome},
-    types::ClientKey,
+    types::{Caller, ClientKey},
 };
 
 /// The method's path.
@@ -109,13 +109,13 @@ impl Lease for KeepAlives {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<BoxStream<LeaseKeepAliveResponse>>, Status> {
-        let client = request.extensions().get().copied().unwrap_or(ClientKey::RELAY);
+        let client = Caller::client_of(request.extensions());
         let clients = &self.shared.forward.shared.clients;
         let Some(counted) = clients.enter(client) else {
             clients.counts.refuse(Some(names::Service::Lease), Outcome::Refused);
             return Err(status::too_many(clients.most()));
         };
-        let stop = request.extensions().get().unwrap_or(&self.shared.forward.shared.drain).clone();
+        let stop = Caller::leave_of(request.extensions(), &self.shared.forward.shared.drain);
         let fields = fields(request.metadata().clone().into_headers());
         let keeping = Keeping {
             member: self.shared.join(fields, client),

@@ -74,7 +74,7 @@ enum Payload {
 
 /// How an attempt at a member ended.
 enum Tried {
-    Answered(Box<Sent>),
+    Answered(Sent),
     /// Nothing was sent.
     Unsent(LinkError),
     /// Sent, and not answered.
@@ -88,7 +88,7 @@ impl Sending<'_> {
     ///
     /// # Errors
     /// The status for the client, if there is no answer.
-    pub(super) async fn send(self, body: Body) -> Result<Box<Sent>, Status> {
+    pub(super) async fn send(self, body: Body) -> Result<Sent, Status> {
         let mut payload = if self.method.repeatable {
             let whole = Limited::new(body, MAX_KEPT).collect().await;
             Payload::Kept(whole.map_err(|error| status::unreadable(&*error))?.to_bytes())
@@ -98,14 +98,15 @@ impl Sending<'_> {
         let members = &self.shared.members;
         // The members that did not answer, or refused.
         let mut tried = Vec::new();
-        let mut refusal = None;
+        // Boxed, because there rarely is one.
+        let mut refusal: Option<Result<Box<Sent>, Status>> = None;
         let mut closed = 0;
         loop {
             if self.method.proposes && members.is_in_question() {
                 Box::pin(self.wait_agreement()).await;
             }
             let Some(best) = members.best(&tried) else {
-                return refusal.unwrap_or_else(|| Err(status::unreachable()));
+                return refusal.map_or_else(|| Err(status::unreachable()), unboxed);
             };
             let (member, place) = match self.shared.link(best).pool(self.lane).place_at_once(self.client) {
                 Some(place) => (best, place),
@@ -113,7 +114,7 @@ impl Sending<'_> {
                 None => match Box::pin(self.place(&tried)).await {
                     Ok(place) => place,
                     Err(failures) => match refusal {
-                        Some(refusal) => return refusal,
+                        Some(refusal) => return unboxed(refusal),
                         None => {
                             Box::pin(self.wait(&failures)).await?;
                             continue;
@@ -131,7 +132,7 @@ impl Sending<'_> {
                     if !refused || !self.method.repeatable || members.has_lost_quorum() {
                         return Ok(sent);
                     }
-                    refusal = Some(Ok(sent));
+                    refusal = Some(Ok(Box::new(sent)));
                 }
                 Tried::Unsent(error) => {
                     closed += 1;
@@ -193,7 +194,7 @@ impl Sending<'_> {
         match answer {
             Ok(response) => {
                 let (head, body) = response.into_parts();
-                Tried::Answered(Box::new(Sent { head, body, member }))
+                Tried::Answered(Sent { head, body, member })
             }
             Err(SendError::Unsent(unsent, error)) => {
                 if let Payload::Passing(body) = payload {
@@ -277,6 +278,10 @@ impl Sending<'_> {
             () = self.shared.drain.cancelled() => Err(status::stopped()),
         }
     }
+}
+
+fn unboxed(refusal: Result<Box<Sent>, Status>) -> Result<Sent, Status> {
+    refusal.map(|sent| *sent)
 }
 
 /// Whether the answer is a refusal that another member may not give. etcd sends it without a message.

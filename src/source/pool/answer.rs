@@ -22,10 +22,6 @@ pub(in crate::source) struct Answer {
 }
 
 /// The two clients' bodies.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a box would cost an allocation for each short call, and nearly all answers are to short calls"
-)]
 pub(super) enum Incoming {
     Stream { body: hyper::body::Incoming, _guard: Guard },
     Call(Call<Body>),

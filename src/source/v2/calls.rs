@@ -36,7 +36,7 @@ use crate::{
     },
     ranges::{self, InvalidSort},
     rpc::GrpcService,
-    types::{ClientKey, KeyRange, KeyValueFields, Revision},
+    types::{Caller, ClientKey, KeyRange, KeyValueFields, Revision},
 };
 
 /// The only method that is served.
@@ -210,7 +210,7 @@ impl Drop for UnderWay<'_> {
 #[async_trait]
 impl Kv for Reads {
     async fn range(&self, request: tonic::Request<RangeRequest>) -> Result<tonic::Response<RangeResponse>, Status> {
-        let client = request.extensions().get().copied().unwrap_or(ClientKey::RELAY);
+        let client = Caller::client_of(request.extensions());
         let request = request.into_inner();
         if request.key.is_empty() {
             return Err(Status::invalid_argument("etcdserver: key is not provided"));

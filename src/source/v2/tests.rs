@@ -17,7 +17,7 @@ use super::{link::ID_PATIENCE, *};
 use crate::{
     hub::upstream::WatchMessage,
     pb::etcdserverpb::{RangeRequest, kv_client::KvClient},
-    types::ClientKey,
+    types::{Caller, ClientKey},
 };
 
 /// A member with one directory, `/d`, whose behaviour the test controls.
@@ -389,7 +389,7 @@ async fn a_client_that_reads_more_than_it_may_is_refused_before_the_member_is_as
         let mut kv = KvClient::new(service.clone());
         let mut request =
             tonic::Request::new(RangeRequest { key: b"/d/a".as_slice().into(), ..RangeRequest::default() });
-        request.extensions_mut().insert(ClientKey::new(client));
+        Caller::of_client(ClientKey::new(client)).mark(request.extensions_mut());
         async move { kv.range(request).await }
     };
     let mut reads: FuturesUnordered<_> = (0..=calls::CLIENT_READS).map(|_| read(1)).collect();
@@ -412,7 +412,7 @@ async fn an_answer_counts_for_its_client_until_it_was_read() {
             .header("content-type", "application/grpc")
             .body(tonic::body::Body::new(http_body_util::Full::from(body)))
             .expect("a request");
-        request.extensions_mut().insert(ClientKey::new(client));
+        Caller::of_client(ClientKey::new(client)).mark(request.extensions_mut());
         let service = service.clone();
         async move { service.oneshot(request).await.unwrap_or_else(|never| match never {}) }
     };

@@ -24,6 +24,7 @@ use crate::{
     },
     pb::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient},
     rpc::GrpcService,
+    types::Caller,
 };
 
 /// How long a request waits until it is known whether authentication is on.
@@ -57,7 +58,7 @@ impl Callers {
     /// Fails if the request is not answered.
     pub(super) async fn admit(&self, parts: &mut Parts) -> Result<(), Failure> {
         let forbidden = |text: String| Failure::new(StatusCode::FORBIDDEN, text.trim_end());
-        let addr = parts.extensions.get::<ClientAddr>().copied();
+        let addr = ClientAddr::of(&parts.extensions);
         let refusal = self.gate.refusal(parts.uri.path(), addr, &parts.headers);
         if self.gate.audience == Audience::Nobody {
             return refusal.map_or(Ok(()), |text| Err(forbidden(text)));
@@ -104,7 +105,8 @@ impl Callers {
         }
         let (name, password) = basic(credentials).ok_or_else(unreadable)?;
         let mut request = Request::new(AuthenticateRequest { name, password });
-        request.extensions_mut().insert(Client::of(&HeaderMap::new(), &parts.extensions).key());
+        let client = Client::of(&HeaderMap::new(), &parts.extensions).key();
+        Caller::of_client(client).mark(request.extensions_mut());
         let mut client = AuthClient::new(self.calls.clone());
         let answer = timeout(PATIENCE, client.authenticate(request)).await;
         let answer = answer.unwrap_or_else(|_| Err(Status::unavailable("etcdserver: request timed out")));

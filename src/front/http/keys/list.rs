@@ -30,7 +30,7 @@ use crate::{
         etcdserverpb::{RangeRequest, RangeResponse, kv_client::KvClient},
         mvccpb,
     },
-    types::{ClientKey, Header, Revision},
+    types::{Caller, ClientKey, Header, Revision},
 };
 
 /// Approximate number of bytes of keys and values per part.
@@ -148,7 +148,7 @@ async fn ask(shared: &Shared, parts: &Parts, range: RangeRequest) -> Result<Answ
     let client = Client::of(&parts.headers, &parts.extensions);
     let place = shared.answers.enter(client.key())?;
     let mut request = Request::new(range);
-    request.extensions_mut().insert(client.key());
+    Caller::of_client(client.key()).mark(request.extensions_mut());
     let token =
         parts.headers.get(header::AUTHORIZATION).and_then(|token| MetadataValue::try_from(token.as_bytes()).ok());
     if let Some(token) = token {

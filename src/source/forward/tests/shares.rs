@@ -67,7 +67,7 @@ fn start(forward: &Forward, client: u64, path: &'static str, count: usize) -> to
 
 async fn answer(forward: &Forward, client: u64, path: &str) -> Bytes {
     let mut request = request(path, Body::empty());
-    request.extensions_mut().insert(ClientKey::new(client));
+    Caller::of_client(ClientKey::new(client)).mark(request.extensions_mut());
     forward.call(request).await.into_body().collect().await.expect("an answer").to_bytes()
 }
 
@@ -143,7 +143,7 @@ async fn one_client_that_keeps_leases_alive_under_many_names_leaves_places_for_o
         let mut leases = LeaseClient::new(service.clone());
         let ask = tokio_stream::once(LeaseKeepAliveRequest { id: 7 }).chain(tokio_stream::pending());
         let mut request = tonic::Request::new(ask);
-        request.extensions_mut().insert(ClientKey::new(client));
+        Caller::of_client(ClientKey::new(client)).mark(request.extensions_mut());
         request.metadata_mut().insert("token", token.parse().expect("a token"));
         async move { leases.lease_keep_alive(request).await?.into_inner().message().await }
     };
@@ -171,7 +171,7 @@ async fn a_client_has_a_bounded_number_of_calls() {
     let _locks = start(&forward, 1, LOCK, 3);
     member.came(3).await;
     let mut fourth = request(PUT, Body::empty());
-    fourth.extensions_mut().insert(ClientKey::new(1));
+    Caller::of_client(ClientKey::new(1)).mark(fourth.extensions_mut());
     let refused = status_of(forward.call(fourth).await.headers());
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
     assert!(refused.message().contains("--max-forwarded-per-client"), "{refused}");
