@@ -132,6 +132,8 @@ pub fn all(quick: bool) -> Vec<Case> {
     let memory = watch(format!("--connections {} --rate 2", size(8_000, 50)));
     let more = watch(format!("--connections {} --rate 2", size(18_000, 50)));
     let fewer = watch(format!("--connections {} --rate 20", size(1_000, 50)));
+    let bare_many = floor(format!("--connections {} --rate 2", size(9_000, 25)));
+    let bare_fewer = floor(format!("--connections {} --rate 20", size(1_000, 50)));
     let millions = format!(
         "watch --connections {} --streams {} --watches {keys} --distinct --keys {keys} --puts {keys} --rate {} --patience 60s",
         size(35, 2),
@@ -283,7 +285,7 @@ pub fn all(quick: bool) -> Vec<Case> {
                 size(500, 50)
             ),
             runs: vec![
-                run("relay", Target::Relay, &distinct),
+                run("relay", Target::Relay, &distinct).times(times(TIMES)),
                 run("grpc-proxy", Target::Proxy, &distinct),
                 run(
                     "etcd, one watcher",
@@ -310,6 +312,9 @@ pub fn all(quick: bool) -> Vec<Case> {
             runs: vec![
                 run("relay", Target::RelayAsProxy, &more).times(times(TIMES)),
                 run("relay, fewer connections", Target::RelayAsProxy, &fewer).times(times(TIMES)),
+                // The part of it that is the kernel's. Here, both ends of a connection are files of one process.
+                run("bare sockets, half of them", Target::Floor, &bare_many).times(times(TIMES)),
+                run("bare sockets, fewer connections", Target::Floor, &bare_fewer).times(times(TIMES)),
             ],
             // As many deliveries a second, or nearly.
             goals: vec![goal("CPU per delivery", "relay", "relay, fewer connections", CPU, Bound::Most(1.0))],

@@ -136,6 +136,21 @@ fn needs_http2<B: http_body::Body>() -> Response<PortBody<B>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        front::{listen::ConnectionId, order::Order},
+        types::{Caller, ClientKey},
+    };
+
+    #[test]
+    fn a_forwarded_call_is_charged_to_the_client_of_its_connection() {
+        let mut extensions = Extensions::new();
+        let connected = Connected::for_tests(ConnectionId(1), "10.0.0.1:1", Order::new());
+        let client = connected.addr.key();
+        extensions.insert(connected);
+        assert_eq!(Caller::client_of(&extensions), ClientKey::RELAY);
+        mark_client(&mut extensions);
+        assert_eq!(Caller::client_of(&extensions), client);
+    }
 
     #[test]
     fn grpc_is_told_by_its_content_type() {
