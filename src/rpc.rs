@@ -3,7 +3,9 @@
 //!
 //! Fronts call it, and what answers is below them. Always holds: it is ready for a call at any time, and a clone costs
 //! a reference. tower's `BoxCloneSyncService` would allocate for each clone and for each call, once for each service
-//! that passes calls on to the next.
+//! that passes calls on to the next. Whom a call is for is in `caller`.
+
+mod caller;
 
 use std::{
     convert::Infallible,
@@ -16,6 +18,8 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
+
+pub use self::caller::Caller;
 
 /// The answer to a call. Errors are gRPC statuses in the response.
 pub type GrpcAnswer = BoxFuture<'static, Result<Response<Body>, Infallible>>;

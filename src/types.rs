@@ -4,7 +4,6 @@
 //! Not here: anything that waits, locks or does I/O. Every layer uses these types, and they use no other layer.
 //! Always holds: the bytes that go to subscribers are encoded once, here, and shared from then on.
 
-mod caller;
 mod client_key;
 mod entry;
 mod header;
@@ -13,7 +12,6 @@ mod key_value;
 mod revision;
 mod version;
 
-pub use caller::Caller;
 pub use client_key::ClientKey;
 pub use entry::{Entry, Event, EventFields, EventKind};
 pub use header::{Cluster, Header, Stamp, UpstreamHeader};

@@ -41,7 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("bench", &["types", "telemetry", "tls", "pb"]),
     ("hub", &["critical", "rate", "sync", "types", "telemetry"]),
     ("ranges", &["types", "pb"]),
-    ("rpc", &[]),
+    ("rpc", &["types"]),
     ("source", &["critical", "types", "http2", "hub", "rpc", "telemetry", "tls", "pb", "ranges"]),
     ("store", &["types", "hub", "rpc", "telemetry", "pb", "ranges"]),
     ("view", &["critical", "types", "hub", "latest", "telemetry", "pb"]),

@@ -49,14 +49,7 @@ pub use self::{
     serve::{Opened, Refused, Server, Stop},
 };
 pub use crate::http2::Keepalive;
-use crate::{
-    batch::Batcher,
-    front::order::Order,
-    http2,
-    telemetry::names,
-    tls,
-    types::{Caller, ClientKey},
-};
+use crate::{batch::Batcher, front::order::Order, http2, rpc::Caller, telemetry::names, tls, types::ClientKey};
 
 /// An address that a port listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -52,9 +52,9 @@ use super::{
 };
 use crate::{
     critical::Tasks,
-    rpc::{GrpcAnswer, GrpcService},
+    rpc::{Caller, GrpcAnswer, GrpcService},
     telemetry::names,
-    types::{Caller, ClientKey},
+    types::ClientKey,
 };
 
 /// The client for which a call of the relay's own takes its place on a connection.

@@ -118,7 +118,7 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
-/// Adds the [`crate::types::Caller`] for the code that forwards the call.
+/// Adds the [`crate::rpc::Caller`] for the code that forwards the call.
 pub(in crate::front) fn mark_client(extensions: &mut Extensions) {
     if let Some(caller) = Connected::of(extensions).map(|connected| connected.caller.clone()) {
         caller.mark(extensions);
@@ -138,7 +138,8 @@ mod tests {
     use super::*;
     use crate::{
         front::{listen::ConnectionId, order::Order},
-        types::{Caller, ClientKey},
+        rpc::Caller,
+        types::ClientKey,
     };
 
     #[test]

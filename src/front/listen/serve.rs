@@ -51,9 +51,10 @@ use crate::{
         signal::{Listener, Signal},
     },
     http2,
+    rpc::Caller,
     telemetry::names::{self, Overrun, Port, Turned},
     tls,
-    types::{Caller, ClientKey},
+    types::ClientKey,
 };
 
 /// How long an HTTP/1.1 connection may take for the head of a request. This is longer than most pauses between two

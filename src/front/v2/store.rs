@@ -17,8 +17,7 @@ use crate::{
         TxnRequest, TxnResponse, auth_client::AuthClient, cluster_client::ClusterClient, kv_client::KvClient,
         lease_client::LeaseClient, maintenance_client::MaintenanceClient,
     },
-    rpc::GrpcService,
-    types::Caller,
+    rpc::{Caller, GrpcService},
 };
 
 /// etcd's own timeout: its election timeout plus time for its disks.

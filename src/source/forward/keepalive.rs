@@ -34,9 +34,9 @@ use crate::{
         LeaseKeepAliveRequest, LeaseKeepAliveResponse,
         lease_server::{Lease, LeaseServer},
     },
-    rpc::GrpcService,
+    rpc::{Caller, GrpcService},
     telemetry::names::{self, Outcome},
-    types::{Caller, ClientKey},
+    types::ClientKey,
 };
 
 /// The method's path.

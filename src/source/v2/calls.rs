@@ -35,8 +35,8 @@ use crate::{
         kv_server::{Kv, KvServer},
     },
     ranges::{self, InvalidSort},
-    rpc::GrpcService,
-    types::{Caller, ClientKey, KeyRange, KeyValueFields, Revision},
+    rpc::{Caller, GrpcService},
+    types::{ClientKey, KeyRange, KeyValueFields, Revision},
 };
 
 /// The only method that is served.

@@ -17,7 +17,8 @@ use super::{link::ID_PATIENCE, *};
 use crate::{
     hub::upstream::WatchMessage,
     pb::etcdserverpb::{RangeRequest, kv_client::KvClient},
-    types::{Caller, ClientKey},
+    rpc::Caller,
+    types::ClientKey,
 };
 
 /// A member with one directory, `/d`, whose behaviour the test controls.

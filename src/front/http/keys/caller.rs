@@ -23,8 +23,7 @@ use crate::{
         tokens::{Tokens, basic, scheme},
     },
     pb::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient},
-    rpc::GrpcService,
-    types::Caller,
+    rpc::{Caller, GrpcService},
 };
 
 /// How long a request waits until it is known whether authentication is on.

@@ -30,7 +30,8 @@ use crate::{
         etcdserverpb::{RangeRequest, RangeResponse, kv_client::KvClient},
         mvccpb,
     },
-    types::{Caller, ClientKey, Header, Revision},
+    rpc::Caller,
+    types::{ClientKey, Header, Revision},
 };
 
 /// Approximate number of bytes of keys and values per part.

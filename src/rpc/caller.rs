@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::Extensions;
 use tokio_util::sync::CancellationToken;
 
-use super::ClientKey;
+use crate::types::ClientKey;
 
 /// See the module. Requests carry a reference to it.
 #[derive(Debug)]
