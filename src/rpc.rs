@@ -3,7 +3,7 @@
 //!
 //! Fronts call it, and what answers is below them. Always holds: it is ready for a call at any time, and a clone costs
 //! a reference. tower's `BoxCloneSyncService` would allocate for each clone and for each call, once for each service
-//! that passes calls on to the next. Whom a call is for is in `caller`.
+//! that passes calls on to the next. The client that a call is charged to is in `caller`.
 
 mod caller;
 

@@ -312,11 +312,11 @@ pub fn all(quick: bool) -> Vec<Case> {
             runs: vec![
                 run("relay", Target::RelayAsProxy, &more).times(times(TIMES)),
                 run("relay, fewer connections", Target::RelayAsProxy, &fewer).times(times(TIMES)),
-                // The part of it that is the kernel's. Here, both ends of a connection are files of one process.
+                // How much dearer more sockets are for the kernel alone. Both ends of a connection are files of one
+                // process here, which may have no more files than the relay; the two rows have nearly the same rate.
                 run("bare sockets, half of them", Target::Floor, &bare_many).times(times(TIMES)),
                 run("bare sockets, fewer connections", Target::Floor, &bare_fewer).times(times(TIMES)),
             ],
-            // As many deliveries a second, or nearly.
             goals: vec![goal("CPU per delivery", "relay", "relay, fewer connections", CPU, Bound::Most(1.0))],
         },
         Case {

@@ -169,8 +169,8 @@ impl ClientAddr {
     }
 }
 
-/// The connection of a request. The request's extensions refer to it, and to nothing else of the connection: each
-/// extension is an allocation.
+/// The connection of a request. The request's extensions have one reference to it instead of its parts, since each
+/// extension is an allocation; see [`Connected::of`].
 #[derive(Debug)]
 pub struct Connected {
     /// Its number.
@@ -181,7 +181,7 @@ pub struct Connected {
     pub certificate: Option<Arc<tls::Names>>,
     /// The order of its watches and writes.
     pub order: Arc<Order>,
-    /// Whom its requests are for.
+    /// The client that its requests are charged to.
     pub caller: Arc<Caller>,
 }
 
@@ -205,7 +205,7 @@ impl Connected {
 /// cancelled when the relay stops.
 #[must_use]
 pub fn leave(extensions: &Extensions, otherwise: &CancellationToken) -> CancellationToken {
-    Connected::of(extensions).and_then(|connected| connected.caller.leave.as_ref()).unwrap_or(otherwise).clone()
+    Caller::leave(Connected::of(extensions).map(|connected| &*connected.caller), otherwise)
 }
 
 /// A bound port that serves nothing yet. Clients can connect and wait.

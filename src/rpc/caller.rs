@@ -1,4 +1,4 @@
-//! [`Caller`]: whom a request that goes to etcd is for, in the request's extensions.
+//! [`Caller`]: the client that a call to etcd is charged to, in the extensions of its request.
 //!
 //! Fronts put it there, one for all requests of a connection, and whatever forwards a request reads it. Always holds: a
 //! request without one is the relay's own.
@@ -26,7 +26,7 @@ impl Caller {
         Arc::new(Self { client, leave: None })
     }
 
-    /// Marks a request as this caller's.
+    /// Marks a request as one of this caller's.
     pub fn mark(self: &Arc<Self>, extensions: &mut Extensions) {
         extensions.insert(self.clone());
     }
@@ -40,7 +40,12 @@ impl Caller {
     /// Cancelled when the connection of a request is asked to leave. Without a connection it is `otherwise`.
     #[must_use]
     pub fn leave_of(extensions: &Extensions, otherwise: &CancellationToken) -> CancellationToken {
-        let caller = extensions.get::<Arc<Self>>();
+        Self::leave(extensions.get::<Arc<Self>>().map(|caller| &**caller), otherwise)
+    }
+
+    /// The same for a caller.
+    #[must_use]
+    pub fn leave(caller: Option<&Self>, otherwise: &CancellationToken) -> CancellationToken {
         caller.and_then(|caller| caller.leave.as_ref()).unwrap_or(otherwise).clone()
     }
 }

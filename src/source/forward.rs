@@ -204,8 +204,8 @@ impl Forward {
         keepalive::over(self, tasks)
     }
 
-    /// Forwards one call of the [`Caller`] in the request's extensions. It never fails: if etcd
-    /// cannot be reached, the answer is a gRPC status that says so.
+    /// Forwards one call of the [`Caller`] in the request's extensions. It never fails: if etcd cannot be reached, the
+    /// answer is a gRPC status that says so.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
         let (mut head, body) = request.into_parts();
         self.pass(&mut head, body, None).await
@@ -218,7 +218,8 @@ impl Forward {
         Box::pin(async move { Ok(forward.pass(&mut head, body, None).await) })
     }
 
-    /// The same. The head is borrowed, because otherwise each call would have room for it twice.
+    /// The same over the connections of `lane`, or of the method's lane. The head is borrowed, because otherwise each
+    /// call would have room for it twice.
     async fn pass(&self, head: &mut request::Parts, body: Body, lane: Option<names::Lane>) -> Response<Body> {
         let Some(path) = head.uri.path_and_query() else {
             return status::malformed("the request has no path").into_http();

@@ -7,9 +7,9 @@
 //! together. Some are also asked to leave if the relay has more than its share.
 //!
 //! How many are asked per second is decided in `crate::fleet`. A connection that is asked to leave sends GOAWAY and its
-//! streams end; see `http2` and the users of the token in a request's extensions. Always holds: a connection is asked
-//! once, and one that arrives when all are asked is asked at once. After a delay, only a few at a time are asked to
-//! catch up.
+//! streams end; see `http2` and the users of `listen::leave` and `rpc::Caller::leave`. Always holds: a connection is
+//! asked once, and one that arrives when all are asked is asked at once. After a delay, only a few at a time are asked
+//! to catch up.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 

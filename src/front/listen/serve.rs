@@ -116,7 +116,7 @@ pub struct Server<S> {
 }
 
 impl<S> Server<S> {
-    /// A server without connections. `service` is cloned for each connection. Its requests carry [`Connected`].
+    /// A server without connections. `service` is cloned for each connection. Its requests carry their connection; see [`Connected::of`].
     /// `connections` lists those of all ports.
     ///
     /// # Panics
@@ -211,7 +211,7 @@ impl<S> Server<S> {
                     order: Order::new(),
                     caller: Arc::new(Caller { client: addr.key(), leave: Some(leave.clone()) }),
                 });
-                let origin = Origin { peer, connected, known, leave };
+                let origin = Origin { connected, known, leave };
                 let (next, listed) = connection(opened.stream, origin, listed, &service, &config, &accept).await?;
                 Some((next, listed, opened.switch))
             };
@@ -304,7 +304,6 @@ impl Future for Word {
 /// What handlers need to know about the connection of a request.
 #[derive(Clone)]
 struct Origin {
-    peer: SocketAddr,
     connected: Arc<Connected>,
     known: Arc<Known>,
     /// Cancelled when the connection is asked to leave.
@@ -337,7 +336,7 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let (peer, leave) = (origin.peer, origin.leave.clone());
+    let (ClientAddr(peer), leave) = (origin.connected.addr, origin.leave.clone());
     let terms = Terms { port: config.port, peer, write_stall: config.write_stall };
     let opened = tokio::select! {
         opened = timeout(PortConfig::FIRST_BYTES, preface::open(stream, terms)) => opened,

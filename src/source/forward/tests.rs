@@ -470,6 +470,64 @@ async fn when_the_relay_stops_endless_calls_end_in_etcds_words_and_others_finish
 }
 
 #[tokio::test]
+async fn when_its_connection_is_asked_to_leave_an_endless_call_ends_in_etcds_words() {
+    let (started, mut starts) = mpsc::channel(1);
+    let server = Server::new(move |_| {
+        let started = started.clone();
+        async move {
+            let (sender, body) = fed();
+            started.send(sender).await.expect("the test waits");
+            Response::new(body)
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let leave = CancellationToken::new();
+    let mut observe = request("/v3electionpb.Election/Observe", Body::empty());
+    Arc::new(Caller { client: ClientKey::new(1), leave: Some(leave.clone()) }).mark(observe.extensions_mut());
+    let mut observe = forward.call(observe).await.into_body();
+    let _sender = starts.recv().await.expect("a call");
+    leave.cancel();
+    let last = observe.frame().await.expect("a frame").expect("no reset").into_trailers().expect("trailers");
+    assert_eq!(status_of(&last).message(), "etcdserver: server stopped");
+}
+
+/// What is done about a call that is overdue must neither repeat it nor drop its answer.
+#[tokio::test]
+async fn a_write_that_is_answered_after_it_was_overdue_was_sent_once() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (started, mut starts) = mpsc::channel(1);
+    let server = Server::new({
+        let calls = calls.clone();
+        move |_| {
+            let (calls, started) = (calls.clone(), started.clone());
+            async move {
+                calls.fetch_add(1, Ordering::Relaxed);
+                let (answer, asked) = tokio::sync::oneshot::channel::<()>();
+                started.send(answer).await.expect("the test waits");
+                // The test answers by letting go of it.
+                let _ = asked.await;
+                Response::new(full(b"done"))
+            }
+        }
+    })
+    .await;
+    let forward = forward(&[&server.endpoint], &CancellationToken::new());
+    let mut put = pin!(forward.call(request("/etcdserverpb.KV/Put", Body::empty())));
+    let answer = tokio::select! {
+        answer = starts.recv() => answer.expect("a call"),
+        _ = &mut put => panic!("it is not answered yet"),
+    };
+    tokio::select! {
+        _ = &mut put => panic!("it is not answered yet"),
+        () = forward.shared.overdue.wait() => {}
+    }
+    drop(answer);
+    assert_eq!(&put.await.into_body().collect().await.expect("an answer").to_bytes()[..], b"done");
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
 async fn streams_that_nobody_reads_do_not_hold_up_calls_or_other_streams() {
     const PIECE: &[u8] = &[7; 64 << 10];
     let server = Server::new(|request: Request<Incoming>| async move {
@@ -495,7 +553,7 @@ async fn streams_that_nobody_reads_do_not_hold_up_calls_or_other_streams() {
     }
 }
 
-/// There is one for each call that is under way. It is also copied into its allocation.
+/// Each call that is under way has such a future, and it is copied when it is put into its box.
 #[tokio::test]
 async fn a_call_that_is_forwarded_has_room_for_each_of_its_parts_once() {
     let forward = forward(&[], &CancellationToken::new());

@@ -3,10 +3,16 @@
 use std::time::Duration;
 
 use etcd_relay::pb::{
-    etcdserverpb::{LeaseGrantRequest, WatchCreateRequest, lease_client::LeaseClient},
+    etcdserverpb::{
+        LeaseGrantRequest, RangeRequest, TxnRequest, WatchCreateRequest, kv_client::KvClient, lease_client::LeaseClient,
+    },
     v3lockpb::{LockRequest, lock_client::LockClient},
 };
-use tokio::{net::TcpSocket, task::JoinSet};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+    task::JoinSet,
+};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::PREFIX;
@@ -91,4 +97,62 @@ async fn more_feeds_than_a_connection_has_streams_are_all_live() {
         let revision = kv.put(format!("/apart/{feed}/x"), "1").await;
         stream.until_revision(revision).await;
     }
+}
+
+/// Calls reach etcd as they are, after the relay has looked into them, and as JSON.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_way_a_call_goes_to_etcd_it_counts_for_its_client() {
+    let etcd = Etcd::start().await;
+    let limit = "--max-forwarded-per-client=1";
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).arg(limit).start().await;
+    let holder = kv::channel(&etcd.endpoint()).await;
+    lock(&holder, "held").await.expect("the lock is free");
+
+    // The only call that the client may have is one that waits.
+    let client = kv::channel(&relay.endpoint()).await;
+    let lease = LeaseClient::new(holder.clone()).lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await;
+    let request = LockRequest { name: kv::bytes("held"), lease: lease.expect("a lease").into_inner().id };
+    let mut locks = LockClient::new(client.clone());
+    let waiting = tokio::spawn(async move { locks.lock(request).await });
+    let queue = RangeRequest {
+        key: kv::bytes("held/"),
+        range_end: kv::prefix_end("held/"),
+        count_only: true,
+        ..RangeRequest::default()
+    };
+    let at_etcd = Kv::over(holder);
+    eventually("it waits at etcd", async || (at_etcd.range(queue.clone()).await.count == 2).then_some(())).await;
+
+    let mut kv = KvClient::new(client.clone());
+    let elsewhere = RangeRequest { key: kv::bytes("/elsewhere/a"), ..RangeRequest::default() };
+    let refusals = [
+        ("lease", LeaseClient::new(client).lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await.map(drop)),
+        ("put", kv.put(kv::put(format!("{PREFIX}a"), "1")).await.map(drop)),
+        ("range", kv.range(elsewhere.clone()).await.map(drop)),
+        ("txn", kv.txn(TxnRequest::default()).await.map(drop)),
+    ];
+    for (call, answer) in refusals {
+        let status = answer.expect_err(call);
+        assert!(status.message().contains("--max-forwarded-per-client"), "{call}: {status}");
+    }
+    let json = post_json(relay.grpc_addr(), "/v3/kv/put", r#"{"key":"YQ==","value":"MQ=="}"#).await;
+    assert!(json.contains("--max-forwarded-per-client"), "{json}");
+
+    // Another client is not affected.
+    let mut other = KvClient::new(channel_from("127.0.0.2", &relay.endpoint()).await);
+    other.put(kv::put(format!("{PREFIX}b"), "2")).await.expect("put");
+    other.range(elsewhere).await.expect("read");
+    waiting.abort();
+}
+
+/// Posts JSON over HTTP/1.1. Returns the whole answer.
+async fn post_json(addr: &str, path: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(addr).await.expect("connected");
+    let length = body.len();
+    let request =
+        format!("POST {path} HTTP/1.1\r\nHost: {addr}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    answer
 }
