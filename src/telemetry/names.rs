@@ -736,15 +736,23 @@ mod tests {
     }
 
     #[test]
-    fn the_series_of_a_service_begin_with_its_first_call() {
+    fn the_series_of_a_service_begin_once_with_its_first_call() {
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
-            // A service that no other test calls.
+            begin_forwarding(Service::Election);
+            let canceled = Outcome::Canceled;
+            metrics::counter!(
+                FORWARDED,
+                Service::LABEL => Service::Election.as_str(),
+                Outcome::LABEL => canceled.as_str()
+            )
+            .increment(1);
             begin_forwarding(Service::Election);
         });
         let text = handle.render();
-        assert!(text.contains(r#"etcd_relay_forwarded_total{service="election",outcome="canceled"} 0"#), "{text}");
+        assert!(text.contains(r#"etcd_relay_forwarded_total{service="election",outcome="canceled"} 1"#), "{text}");
+        assert!(text.contains(r#"etcd_relay_forwarded_total{service="election",outcome="ok"} 0"#), "{text}");
         assert!(!text.contains(r#"service="kv""#), "{text}");
     }
 }

@@ -3,8 +3,6 @@
 //! Not here: the series that every relay has, see [`super::describe`]. Called once, when the configuration is known.
 //! Always holds: the series of a service exist from its first call on, since most services are never called.
 
-use std::sync::Once;
-
 use metrics::{counter, gauge};
 
 use super::*;
@@ -141,13 +139,10 @@ fn begin_views() {
     }
 }
 
-/// Starts the series of a service at zero, at its first call. Most services are never called.
+/// Starts the series of a service at zero, at its first call. Most services are never called. A series that has begun
+/// keeps its count.
 pub fn begin_forwarding(service: Service) {
-    static BEGUN: [Once; Service::ALL.len()] = [const { Once::new() }; Service::ALL.len()];
-    // In the order of the enum.
-    BEGUN[service as usize].call_once(|| {
-        for outcome in Outcome::ALL {
-            counter!(FORWARDED, Service::LABEL => service.as_str(), Outcome::LABEL => outcome.as_str()).absolute(0);
-        }
-    });
+    for outcome in Outcome::ALL {
+        counter!(FORWARDED, Service::LABEL => service.as_str(), Outcome::LABEL => outcome.as_str()).absolute(0);
+    }
 }
