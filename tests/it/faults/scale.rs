@@ -6,6 +6,7 @@ use std::{
 };
 
 use etcd_relay::pb::etcdserverpb::WatchCreateRequest;
+use futures_util::future::join_all;
 
 use super::{OUTSIDE, PREFIX, full_scale};
 use crate::support::{
@@ -250,4 +251,28 @@ async fn clients_that_go_leave_nothing_behind() {
             .await;
     }
     assert_eq!(etcd.watchers().await, 1);
+}
+
+/// Each of them waits for the turn in which its first request is answered, and somebody who looks at the metrics sees it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_come_at_once_wait_for_their_turns_and_their_waits_are_counted() {
+    let etcd = Etcd::start().await;
+    Kv::connect(&etcd.endpoint()).await.put(format!("{PREFIX}a"), "value").await;
+    let relay = RelayCommand::serve(&[etcd.endpoint()]).prefix(PREFIX).start().await;
+    let waits = || relay.metric("etcd_relay_turns_wait_seconds_count");
+    assert_eq!(waits().await, 0.0, "nobody was there yet");
+    // A thread that is fast enough lets nobody of a small crowd wait.
+    let waited = eventually("somebody waits for a turn", async || {
+        let come = (0..100).map(async |_| Kv::connect(&relay.endpoint()).await.get(format!("{PREFIX}a")).await);
+        for answer in join_all(come).await {
+            assert_eq!(answer.expect("the key").value, "value");
+        }
+        let waits = waits().await;
+        (waits > 0.0).then_some(waits)
+    })
+    .await;
+    eventually("nobody waits any more", async || (relay.metric("etcd_relay_turns_waiting").await == 0.0).then_some(()))
+        .await;
+    let seconds = relay.metric("etcd_relay_turns_wait_seconds_sum").await;
+    assert!(seconds > 0.0 && seconds < waited * patience().as_secs_f64(), "{waited} waits took {seconds} s");
 }
