@@ -26,13 +26,21 @@ pub async fn a_past_start_replays_from_there(target: &Target) {
 }
 
 pub async fn a_future_start_waits_for_its_revision(target: &Target) {
-    let (mut stream, ns, kv) = (target.stream().await, target.namespace(), target.kv().await);
-    let before = kv.put(format!("{ns}a"), "0").await;
-    // Other tests write as well, so this revision is far enough ahead to be still in the future when the watch is
-    // created.
-    let start_revision = before + 60;
-    let created = stream.created(WatchCreateRequest { start_revision, ..client::prefix(&ns) }).await;
-    assert!((before..start_revision).contains(&header_revision(&created)));
+    let (ns, kv) = (target.namespace(), target.kv().await);
+    // Other tests write as well. So this revision is far ahead, and if they reach it before the watch is created, another
+    // one is chosen.
+    let mut attempts = 0..10;
+    let (mut stream, start_revision) = loop {
+        attempts.next().expect("the revision is in the future when one of ten watches is created");
+        let mut stream = target.stream().await;
+        let before = kv.put(format!("{ns}a"), "0").await;
+        let start_revision = before + 60;
+        let created = stream.created(WatchCreateRequest { start_revision, ..client::prefix(&ns) }).await;
+        assert!(header_revision(&created) >= before);
+        if header_revision(&created) < start_revision {
+            break (stream, start_revision);
+        }
+    };
     let mut first_owed = None;
     while first_owed.is_none() {
         let revision = kv.put(format!("{ns}a"), "1").await;
