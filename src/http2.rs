@@ -37,6 +37,7 @@ mod streams;
 mod turn;
 mod wake;
 
+pub(crate) use self::queue::Place;
 pub use self::{
     body::{Arrivals, Body},
     connection::{Connection, Ended},

@@ -26,6 +26,7 @@ mod quiet;
 mod secure;
 mod serve;
 mod socket;
+mod turns;
 
 use std::{
     fmt, io,
@@ -89,7 +90,7 @@ pub struct PortConfig {
     pub write_stall: Duration,
     /// Joins what is sent to its connections; `None` makes a system call for each send.
     pub batcher: Option<Arc<Batcher>>,
-    /// Where its HTTP/2 connections wait for long turns; `None` lets each have one whenever it is ready.
+    /// Where its connections wait for long turns; `None` lets each have one whenever it is ready.
     pub turns: Option<http2::TurnQueue>,
     /// The time within which all connections are asked to leave when the port stops; shorter if there are few.
     pub leave_spread: Duration,

@@ -19,7 +19,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    fmt, mem,
+    fmt,
+    future::poll_fn,
+    mem,
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -88,7 +90,7 @@ struct Waiter {
 type Given = SmallVec<[Waker; 2]>;
 
 /// The place that a connection waits for, or holds. Dropping it makes way for the next connection.
-pub(super) struct Place {
+pub(crate) struct Place {
     queue: TurnQueue,
     client: ClientKey,
     phase: PlacePhase,
@@ -131,6 +133,26 @@ impl TurnQueue {
     /// A place at the end of this client's part of the queue, from the first [`Place::poll_held`] on.
     pub(super) fn join(&self, client: ClientKey) -> Place {
         Place { queue: self.clone(), client, phase: PlacePhase::New }
+    }
+
+    /// Waits for a turn that may be long, like an HTTP/2 connection does: for a place, until the runtime has then checked
+    /// the sockets, and until the tasks that it found have run. The turn begins when this returns, and ends when the
+    /// place is dropped. Cancel safe.
+    pub(crate) async fn turn(self, client: ClientKey) -> Place {
+        let mut place = self.join(client);
+        poll_fn(|cx| place.poll_held(cx)).await;
+        tokio::task::yield_now().await;
+        let mut is_behind = false;
+        poll_fn(|cx| {
+            if !mem::replace(&mut is_behind, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
+        place.begin_turn();
+        place
     }
 
     #[cfg(test)]

@@ -12,10 +12,7 @@ use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -27,7 +24,10 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::socket::Socket;
+use super::{
+    socket::Socket,
+    turns::{Turns, Written},
+};
 use crate::front::{body::BoxError, signal::Listener};
 
 /// In the extensions of a response: its body does not end by itself. Over HTTP/1.1 it lasts as long as the connection,
@@ -44,12 +44,12 @@ const SCRATCH: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Takeover<B> {
     offer: Mutex<Option<Response<B>>>,
-    written: Arc<AtomicBool>,
+    written: Arc<Written>,
 }
 
 impl<B> Takeover<B> {
     /// Empty at first. `written` tells whether hyper has written everything.
-    pub(super) fn new(written: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(written: Arc<Written>) -> Self {
         Self { offer: Mutex::new(None), written }
     }
 
@@ -84,7 +84,7 @@ impl<B> Takeover<B> {
             return Poll::Ready(Err(result));
         }
         // hyper pauses only after it has tried to write what it has.
-        if !self.written.load(Ordering::Relaxed) {
+        if !self.written.is_everything() {
             return Poll::Pending;
         }
         self.offer.lock().take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
@@ -95,6 +95,7 @@ impl<B> Takeover<B> {
 /// because there are thousands of them, and an async function would be twice as large.
 pub(super) struct ResponseWriter<T, B: Body> {
     socket: Socket<T>,
+    turns: Turns,
     abort: Listener,
     out: Out<B::Data>,
     body: B,
@@ -102,10 +103,10 @@ pub(super) struct ResponseWriter<T, B: Body> {
 }
 
 impl<T, B: Body> ResponseWriter<T, B> {
-    pub(super) fn new(socket: Socket<T>, response: Response<B>, abort: Listener) -> Self {
+    pub(super) fn new(socket: Socket<T>, turns: Turns, response: Response<B>, abort: Listener) -> Self {
         let (parts, body) = response.into_parts();
         let out = Out { head: head(parts.status, &parts.headers), data: None };
-        Self { socket, abort, out, body, ended: false }
+        Self { socket, turns, abort, out, body, ended: false }
     }
 }
 
@@ -121,30 +122,32 @@ where
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { socket, abort, out, body, ended } = self.get_mut();
+        let Self { socket, turns, abort, out, body, ended } = self.get_mut();
         if abort.poll(cx).is_ready() || poll_closed(socket, cx)?.is_ready() {
             return Poll::Ready(Ok(()));
         }
-        loop {
-            // The head is sent together with the first data, if that is ready.
-            let mut waits = false;
-            if out.data.is_none() && !*ended {
-                match Pin::new(&mut *body).poll_frame(cx) {
-                    Poll::Ready(Some(frame)) => out.data = frame.map_err(Into::into)?.into_data().ok(),
-                    Poll::Ready(None) => *ended = true,
-                    Poll::Pending => waits = true,
+        turns.poll(cx, |cx| {
+            loop {
+                // The head is sent together with the first data, if that is ready.
+                let mut waits = false;
+                if out.data.is_none() && !*ended {
+                    match Pin::new(&mut *body).poll_frame(cx) {
+                        Poll::Ready(Some(frame)) => out.data = frame.map_err(Into::into)?.into_data().ok(),
+                        Poll::Ready(None) => *ended = true,
+                        Poll::Pending => waits = true,
+                    }
+                }
+                ready!(out.poll_write(socket, cx))?;
+                // This is done each time: the socket may still have bytes that it took before, of TLS or of a batch.
+                ready!(Pin::new(&mut *socket).poll_flush(cx))?;
+                if *ended {
+                    return Pin::new(socket).poll_shutdown(cx).map_err(Into::into);
+                }
+                if waits {
+                    return Poll::Pending;
                 }
             }
-            ready!(out.poll_write(socket, cx))?;
-            // This is done each time: the socket may still have bytes that it took before, of TLS or of a batch.
-            ready!(Pin::new(&mut *socket).poll_flush(cx))?;
-            if *ended {
-                return Pin::new(socket).poll_shutdown(cx).map_err(Into::into);
-            }
-            if waits {
-                return Poll::Pending;
-            }
-        }
+        })
     }
 }
 

@@ -42,6 +42,7 @@ use super::{
     pacing::Pacing,
     preface::{self, Protocol},
     socket::{Socket, Terms},
+    turns::Turns,
 };
 use crate::{
     batch,
@@ -228,8 +229,8 @@ impl<S> Server<S> {
             };
             // In a separate task, because this one is large enough to read requests.
             match next {
-                Next::Lasting(socket, response) => {
-                    spawner.spawn(lasting::ResponseWriter::new(socket, *response, aborted.listener()).map(log));
+                Next::Lasting(socket, turns, response) => {
+                    spawner.spawn(lasting::ResponseWriter::new(socket, turns, *response, aborted.listener()).map(log));
                 }
                 Next::Http2(socket, origin) => {
                     let stop = Word::Leave(Box::pin(origin.leave.clone().cancelled_owned()));
@@ -280,7 +281,7 @@ impl<S> fmt::Debug for Server<S> {
 /// What follows after a connection's HTTP phase.
 enum Next<T, B> {
     /// An answer has taken over the connection.
-    Lasting(Socket<T>, Box<Response<B>>),
+    Lasting(Socket<T>, Turns, Box<Response<B>>),
     Http2(Socket<T>, Origin),
 }
 
@@ -365,7 +366,10 @@ where
         Protocol::Http1 => {
             origin.known.speaks(Spoken::Http1);
             let call = |request: Request<Incoming>| service.call(origin.mark(request.map(RequestBody::Http1)));
-            let takeover = Arc::new(Takeover::new(socket.written()));
+            let written = socket.told();
+            let takeover = Arc::new(Takeover::new(written.clone()));
+            let queue = config.turns.clone().map(|queue| (queue, origin.connected.addr.key()));
+            let mut turns = Turns::new(queue, written);
             let offered = takeover.clone();
             let known = origin.known.clone();
             let service = service_fn(move |request: Request<Incoming>| {
@@ -379,11 +383,12 @@ where
                 // As Go's server writes them: clients of v2 may be scripts that read heads.
                 .title_case_headers(config.port == Port::V2)
                 .serve_connection(TokioIo::new(socket), service);
-            let poll = |connection: Pin<&mut _>, cx: &mut Context<'_>| takeover.poll(connection, cx);
+            let poll =
+                |connection: Pin<&mut _>, cx: &mut Context<'_>| turns.poll(cx, |cx| takeover.poll(connection, cx));
             match finish(Pin::new(&mut connection), poll, &leave, http1::Connection::graceful_shutdown).await {
                 Ok(response) => {
-                    let socket = connection.into_parts().io.into_inner().untold();
-                    return Some((Next::Lasting(socket, Box::new(response)), listed));
+                    let socket = connection.into_parts().io.into_inner();
+                    return Some((Next::Lasting(socket, turns, Box::new(response)), listed));
                 }
                 Err(result) => result,
             }

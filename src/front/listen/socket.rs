@@ -5,17 +5,15 @@
 //! - bytes that were read before come first, exactly once;
 //! - a socket fails, and is counted and logged, if it accepts no byte for the limit while there are bytes to write, or
 //!   does not finish a flush or a shutdown in that time. There is a timer only while it waits;
-//! - [`Socket::written`] is true while everything of its writer is written: HTTP/1.1 flushes only then.
+//! - after [`Socket::told`], it takes as much in a turn as [`Written`] allows. Everything counts as written when it was
+//!   flushed: HTTP/1.1 flushes only then.
 
 use std::{
     fmt,
     io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -25,7 +23,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::serve::turned_away;
+use super::{serve::turned_away, turns::Written};
 use crate::telemetry::names::{Port, Turned};
 
 /// Most bytes that may be read before: the length of HTTP/2's preface.
@@ -38,7 +36,7 @@ pub(super) struct Socket<T> {
     given: u8,
     filled: u8,
     stall: Stall,
-    written: Option<Arc<AtomicBool>>,
+    written: Option<Arc<Written>>,
 }
 
 /// Whose socket it is, and how long it may accept no bytes.
@@ -68,20 +66,28 @@ impl<T> Socket<T> {
         }
     }
 
-    /// Whether everything was written; kept up to date from now on.
-    pub(super) fn written(&mut self) -> Arc<AtomicBool> {
-        self.written.get_or_insert_with(|| Arc::new(AtomicBool::new(true))).clone()
+    /// What was written from now on. The socket takes only as much in a turn as this allows.
+    pub(super) fn told(&mut self) -> Arc<Written> {
+        self.written.get_or_insert_default().clone()
     }
 
-    /// The socket, without keeping that flag up to date.
-    pub(super) fn untold(self) -> Self {
-        Self { written: None, ..self }
-    }
-
-    fn tell(&self, written: bool) {
-        if let Some(told) = &self.written {
-            told.store(written, Ordering::Relaxed);
+    /// Writes by `write` if the socket may take more in this turn.
+    fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if let Some(written) = &self.written
+            && !written.offer()
+        {
+            // Whoever drives the writer continues in the next turn.
+            return Poll::Pending;
         }
+        let outcome = write(&mut self.stream, cx);
+        if let (Some(written), Poll::Ready(Ok(count))) = (&self.written, &outcome) {
+            written.took(*count);
+        }
+        self.stall.bound(outcome, cx)
     }
 }
 
@@ -117,10 +123,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Socket<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        this.tell(false);
-        let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.stall.bound(outcome, cx)
+        self.get_mut().write(cx, |stream, cx| Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -128,10 +131,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        this.tell(false);
-        let outcome = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.stall.bound(outcome, cx)
+        self.get_mut().write(cx, |stream, cx| Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -141,8 +141,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_flush(cx);
-        if outcome.is_ready() {
-            this.tell(true);
+        if let (Some(written), Poll::Ready(_)) = (&this.written, &outcome) {
+            written.flushed();
         }
         this.stall.bound(outcome, cx)
     }

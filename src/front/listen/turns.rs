@@ -1,0 +1,139 @@
+//! [`Turns`]: how much an HTTP/1.1 connection writes before the other connections of its thread continue.
+//!
+//! hyper writes a long answer for as long as the socket takes it. For a client that reads quickly this is until the
+//! runtime intervenes, after a hundred writes of up to some hundred KiB each. So the socket takes only so much in a turn
+//! (`socket`, which tells what it took by [`Written`]), and the connection then waits for its next turn in the queue
+//! that it shares with HTTP/2 connections. `serve` drives hyper by this, and `lasting` what comes after it. Always
+//! holds:
+//! - once [`Limits::OUTPUT`] bytes were taken, the socket takes no more in that turn;
+//! - the first turn of a connection, and turns that are likely to be long, come in the order of the queue. They are
+//!   those after a long one, until everything is written;
+//! - a place in the queue is held for one turn.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use crate::{
+    http2::{Limits, Place, TurnQueue},
+    types::ClientKey,
+};
+
+/// The turns of a connection; see the module.
+pub(super) struct Turns {
+    /// Shared with other connections, and whose connection this is.
+    queue: Option<(TurnQueue, ClientKey)>,
+    written: Arc<Written>,
+    /// The next turn is likely to be a long one.
+    is_due: bool,
+    waiting: Option<Pin<Box<dyn Future<Output = Place> + Send>>>,
+}
+
+/// What the socket took, for those who drive its writer.
+#[derive(Debug)]
+pub(super) struct Written {
+    /// The writer has nothing that the socket did not take.
+    everything: AtomicBool,
+    /// Bytes that the socket may still take in this turn.
+    left: AtomicUsize,
+    /// More was offered in this turn.
+    refused: AtomicBool,
+}
+
+impl Turns {
+    /// The turns of a new connection of `client`, which join `queue`. `written` is told by its socket.
+    pub(super) fn new(queue: Option<(TurnQueue, ClientKey)>, written: Arc<Written>) -> Self {
+        Self { queue, written, is_due: true, waiting: None }
+    }
+
+    /// Runs `turn` when its turn has come. If it is pending because the socket took enough, it is polled again.
+    pub(super) fn poll<T>(&mut self, cx: &mut Context<'_>, turn: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        if self.is_due && self.waiting.is_none() {
+            self.wait();
+        }
+        let place = match &mut self.waiting {
+            Some(waiting) => Some(ready!(waiting.as_mut().poll(cx))),
+            None => None,
+        };
+        self.waiting = None;
+        self.written.begin_turn();
+        let outcome = turn(cx);
+        drop(place);
+        if outcome.is_pending() {
+            let is_long = self.written.left.load(Ordering::Relaxed) == 0;
+            self.is_due = is_long || self.is_due && !self.written.is_everything();
+            if self.written.refused.load(Ordering::Relaxed) {
+                self.give_way(cx);
+            }
+        }
+        outcome
+    }
+
+    fn wait(&mut self) {
+        self.waiting = self.queue.as_ref().map(|(queue, client)| Box::pin(queue.clone().turn(*client)) as _);
+    }
+
+    /// Lets other connections continue. The task is woken for its next turn.
+    fn give_way(&mut self, cx: &mut Context<'_>) {
+        self.wait();
+        let has_turn = self.waiting.as_mut().is_none_or(|waiting| waiting.as_mut().poll(cx).is_ready());
+        if has_turn {
+            self.waiting = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+}
+
+impl fmt::Debug for Turns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turns").field("written", &self.written).finish_non_exhaustive()
+    }
+}
+
+impl Default for Written {
+    fn default() -> Self {
+        Self { everything: AtomicBool::new(true), left: AtomicUsize::new(usize::MAX), refused: AtomicBool::new(false) }
+    }
+}
+
+impl Written {
+    fn begin_turn(&self) {
+        self.left.store(Limits::OUTPUT, Ordering::Relaxed);
+        self.refused.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the socket may take more in this turn. Called before each write.
+    pub(super) fn offer(&self) -> bool {
+        self.everything.store(false, Ordering::Relaxed);
+        let takes = self.left.load(Ordering::Relaxed) > 0;
+        if !takes {
+            self.refused.store(true, Ordering::Relaxed);
+        }
+        takes
+    }
+
+    /// The socket took so many bytes.
+    pub(super) fn took(&self, count: usize) {
+        let left = self.left.load(Ordering::Relaxed);
+        self.left.store(left.saturating_sub(count), Ordering::Relaxed);
+    }
+
+    /// The writer has flushed.
+    pub(super) fn flushed(&self) {
+        self.everything.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the writer has nothing that the socket did not take.
+    pub(super) fn is_everything(&self) -> bool {
+        self.everything.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests;
