@@ -187,9 +187,9 @@ pub const MEMBER_LEFT: &str = "etcd_relay_member_left_total";
 pub const FORWARD_RETRIES: &str = "etcd_relay_forward_retries_total";
 /// Forwarded calls that wait now until a member can be reached, or answers for the cluster.
 pub const FORWARDS_HELD: &str = "etcd_relay_forwards_held";
-/// HTTP/2 connections that wait for a long turn.
+/// Connections that wait for a long turn.
 pub const TURNS_WAITING: &str = "etcd_relay_turns_waiting";
-/// How long HTTP/2 connections waited in the queue for such turns.
+/// How long connections waited in the queue for such turns.
 pub const TURNS_WAIT_SECONDS: &str = "etcd_relay_turns_wait_seconds";
 /// Rings of io_uring that join sends to clients.
 pub const SEND_RINGS: &str = "etcd_relay_send_rings";
@@ -492,7 +492,7 @@ pub fn describe() {
     describe_histogram!(
         TURNS_WAIT_SECONDS,
         metrics::Unit::Seconds,
-        "Seconds for which HTTP/2 connections waited in the queue for turns, for each time that one had to wait, whether it got a place or left"
+        "Seconds for which connections waited in the queue for turns, for each time that one had to wait, whether it got a place or left"
     );
     drop(histogram!(TURN_SECONDS));
     drop(histogram!(TURNS_WAIT_SECONDS));
@@ -606,7 +606,7 @@ pub const GAUGES: &[(&str, &str)] = &[
     (UPSTREAM_LEADERLESS, "1 while the etcd members that answer have no leader"),
     (
         TURNS_WAITING,
-        "HTTP/2 connections that wait for their turn: new ones with their first request, and those with much to do, such as to send a long list",
+        "Connections that wait for their turn: new ones with their first request, and those with much to do, such as to send a long list",
     ),
     (
         SEND_RINGS,
