@@ -116,8 +116,9 @@ impl Relay {
         });
         let bind = |port: &PortConfig| {
             let leave_spread = spread(config.drain_time);
-            let port =
-                PortConfig { leave_spread, batcher: batcher.clone(), turns: Some(turns.clone()), ..port.clone() };
+            // Whoever observes the relay is answered at once, above all while many clients come.
+            let turns = (port.port != names::Port::Metrics).then(|| turns.clone());
+            let port = PortConfig { leave_spread, batcher: batcher.clone(), turns, ..port.clone() };
             let bound = Bound::bind(port, connections.clone())?;
             for Address { addr, secure } in bound.addresses() {
                 let port = bound.port();

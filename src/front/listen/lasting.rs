@@ -14,6 +14,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
@@ -80,7 +81,10 @@ impl<B> Takeover<B> {
         S: HttpService<Incoming, ResBody = B, Error: Into<BoxError>>,
         B: Body<Error: Into<BoxError>> + 'static,
     {
-        if let Poll::Ready(result) = connection.poll(cx) {
+        let began = Instant::now();
+        let outcome = connection.poll(cx);
+        self.written.lasted(began.elapsed());
+        if let Poll::Ready(result) = outcome {
             return Poll::Ready(Err(result));
         }
         // hyper pauses only after it has tried to write what it has.

@@ -7,7 +7,7 @@ use std::{
     fmt,
     future::{poll_fn, ready},
     net::{IpAddr, SocketAddr},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -383,9 +383,9 @@ where
                 // As Go's server writes them: clients of v2 may be scripts that read heads.
                 .title_case_headers(config.port == Port::V2)
                 .serve_connection(TokioIo::new(socket), service);
-            let poll =
-                |connection: Pin<&mut _>, cx: &mut Context<'_>| turns.poll(cx, |cx| takeover.poll(connection, cx));
-            match finish(Pin::new(&mut connection), poll, &leave, http1::Connection::graceful_shutdown).await {
+            let poll = |connection: Pin<&mut _>, cx: &mut Context<'_>| takeover.poll(connection, cx);
+            let ask = http1::Connection::graceful_shutdown;
+            match finish(Pin::new(&mut connection), &mut turns, poll, &leave, ask).await {
                 Ok(response) => {
                     let socket = connection.into_parts().io.into_inner();
                     return Some((Next::Lasting(socket, turns, Box::new(response)), listed));
@@ -404,21 +404,33 @@ where
     None
 }
 
-/// Drives a connection to its end; after `stop`, until its open requests are answered.
+/// Drives a connection to its end; after `stop`, until its open requests are answered. A request that was there before
+/// is one of them, although the connection may only read it when its turn comes.
 async fn finish<C, T>(
     mut connection: Pin<&mut C>,
+    turns: &mut Turns,
     mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<T>,
     stop: &CancellationToken,
     ask: impl FnOnce(Pin<&mut C>),
 ) -> T {
-    let driven = stop.run_until_cancelled(poll_fn(|cx| poll(connection.as_mut(), cx))).await;
-    match driven {
-        Some(result) => result,
-        None => {
-            ask(connection.as_mut());
-            poll_fn(|cx| poll(connection.as_mut(), cx)).await
-        }
-    }
+    let mut ask = Some(ask);
+    let mut stopped = pin!(stop.cancelled());
+    poll_fn(|cx| {
+        // While nobody has asked, this wakes the connection.
+        let is_stopped = ask.is_some() && stopped.as_mut().poll(cx).is_ready();
+        turns.poll(cx, |cx| {
+            let outcome = poll(connection.as_mut(), cx);
+            if outcome.is_pending()
+                && is_stopped
+                && let Some(ask) = ask.take()
+            {
+                ask(connection.as_mut());
+                return poll(connection.as_mut(), cx);
+            }
+            outcome
+        })
+    })
+    .await
 }
 
 /// Counts a request that a connection refused.

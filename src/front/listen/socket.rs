@@ -70,20 +70,24 @@ impl<T> Socket<T> {
     pub(super) fn told(&mut self) -> Arc<Written> {
         self.written.get_or_insert_default().clone()
     }
+}
 
-    /// Writes by `write` if the socket may take more in this turn.
+impl<T: Unpin> Socket<T> {
+    /// Writes as much by `write` as the socket may take now.
     fn write(
         &mut self,
         cx: &mut Context<'_>,
-        write: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        write: impl FnOnce(Pin<&mut T>, &mut Context<'_>, usize) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if let Some(written) = &self.written
-            && !written.offer()
-        {
-            // Whoever drives the writer continues in the next turn.
-            return Poll::Pending;
-        }
-        let outcome = write(&mut self.stream, cx);
+        let most = match &self.written {
+            // If nothing, whoever drives the writer continues in the next turn.
+            Some(written) => match written.offer() {
+                None => return Poll::Pending,
+                Some(most) => most,
+            },
+            None => usize::MAX,
+        };
+        let outcome = write(Pin::new(&mut self.stream), cx, most);
         if let (Some(written), Poll::Ready(Ok(count))) = (&self.written, &outcome) {
             written.took(*count);
         }
@@ -123,7 +127,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Socket<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().write(cx, |stream, cx| Pin::new(stream).poll_write(cx, buf))
+        self.get_mut().write(cx, |stream, cx, most| stream.poll_write(cx, &buf[..buf.len().min(most)]))
     }
 
     fn poll_write_vectored(
@@ -131,7 +135,17 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().write(cx, |stream, cx| Pin::new(stream).poll_write_vectored(cx, bufs))
+        self.get_mut().write(cx, |stream, cx, most| {
+            let mut total = 0_usize;
+            let fits = bufs.iter().take_while(|buf| {
+                total = total.saturating_add(buf.len());
+                total <= most
+            });
+            match (fits.count(), bufs) {
+                (0, [first, ..]) => stream.poll_write(cx, &first[..most]),
+                (count, _) => stream.poll_write_vectored(cx, &bufs[..count]),
+            }
+        })
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -5,19 +5,24 @@
 //! (`socket`, which tells what it took by [`Written`]), and the connection then waits for its next turn in the queue
 //! that it shares with HTTP/2 connections. `serve` drives hyper by this, and `lasting` what comes after it. Always
 //! holds:
-//! - once [`Limits::OUTPUT`] bytes were taken, the socket takes no more in that turn;
-//! - the first turn of a connection, and turns that are likely to be long, come in the order of the queue. They are
-//!   those after a long one, until everything is written;
+//! - once [`Limits::OUTPUT`] bytes were taken, the socket takes no more in that turn. A single write takes at most
+//!   [`Limits::ANSWER`];
+//! - the first turn of a connection, and turns that are likely to be long, come in the order of the queue. They are the
+//!   one after a long turn, and those that follow it until everything is written;
 //! - a place in the queue is held for one turn.
+//!
+//! Not bounded is the time of a turn, beyond what hyper does in one: it reads and answers up to 16 requests. If that
+//! takes longer than [`Limits::TURN`], the turn counts as a long one.
 
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use crate::{
@@ -32,6 +37,8 @@ pub(super) struct Turns {
     written: Arc<Written>,
     /// The next turn is likely to be a long one.
     is_due: bool,
+    /// The socket took not all that was offered in the last turn.
+    was_refused: bool,
     waiting: Option<Pin<Box<dyn Future<Output = Place> + Send>>>,
 }
 
@@ -40,8 +47,8 @@ pub(super) struct Turns {
 pub(super) struct Written {
     /// The writer has nothing that the socket did not take.
     everything: AtomicBool,
-    /// Bytes that the socket may still take in this turn.
-    left: AtomicUsize,
+    /// Bytes that the socket took in this turn.
+    taken: AtomicUsize,
     /// More was offered in this turn.
     refused: AtomicBool,
 }
@@ -49,7 +56,7 @@ pub(super) struct Written {
 impl Turns {
     /// The turns of a new connection of `client`, which join `queue`. `written` is told by its socket.
     pub(super) fn new(queue: Option<(TurnQueue, ClientKey)>, written: Arc<Written>) -> Self {
-        Self { queue, written, is_due: true, waiting: None }
+        Self { queue, written, is_due: true, was_refused: false, waiting: None }
     }
 
     /// Runs `turn` when its turn has come. If it is pending because the socket took enough, it is polled again.
@@ -65,11 +72,14 @@ impl Turns {
         self.written.begin_turn();
         let outcome = turn(cx);
         drop(place);
+        self.is_due = self.written.is_enough() || self.is_due && !self.written.is_everything();
+        let was_refused = mem::replace(&mut self.was_refused, self.written.refused.load(Ordering::Relaxed));
         if outcome.is_pending() {
-            let is_long = self.written.left.load(Ordering::Relaxed) == 0;
-            self.is_due = is_long || self.is_due && !self.written.is_everything();
-            if self.written.refused.load(Ordering::Relaxed) {
+            if self.was_refused {
                 self.give_way(cx);
+            } else if was_refused {
+                // hyper writes at the end of its turn, and may now be able to begin what waited for that.
+                cx.waker().wake_by_ref();
             }
         }
         outcome
@@ -98,30 +108,42 @@ impl fmt::Debug for Turns {
 
 impl Default for Written {
     fn default() -> Self {
-        Self { everything: AtomicBool::new(true), left: AtomicUsize::new(usize::MAX), refused: AtomicBool::new(false) }
+        Self { everything: AtomicBool::new(true), taken: AtomicUsize::new(0), refused: AtomicBool::new(false) }
     }
 }
 
 impl Written {
     fn begin_turn(&self) {
-        self.left.store(Limits::OUTPUT, Ordering::Relaxed);
+        self.taken.store(0, Ordering::Relaxed);
         self.refused.store(false, Ordering::Relaxed);
     }
 
-    /// Whether the socket may take more in this turn. Called before each write.
-    pub(super) fn offer(&self) -> bool {
+    /// The most bytes that the socket may take at once; `None` if it may take no more in this turn. Called before each
+    /// write.
+    pub(super) fn offer(&self) -> Option<usize> {
         self.everything.store(false, Ordering::Relaxed);
-        let takes = self.left.load(Ordering::Relaxed) > 0;
-        if !takes {
+        let is_enough = self.is_enough();
+        if is_enough {
             self.refused.store(true, Ordering::Relaxed);
         }
-        takes
+        (!is_enough).then_some(Limits::ANSWER)
     }
 
     /// The socket took so many bytes.
     pub(super) fn took(&self, count: usize) {
-        let left = self.left.load(Ordering::Relaxed);
-        self.left.store(left.saturating_sub(count), Ordering::Relaxed);
+        self.taken.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The turn has taken so long.
+    pub(super) fn lasted(&self, time: Duration) {
+        if time >= Limits::TURN {
+            self.taken.fetch_max(Limits::OUTPUT, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the turn was a long one.
+    fn is_enough(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) >= Limits::OUTPUT
     }
 
     /// The writer has flushed.

@@ -4,13 +4,14 @@ use std::{
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
+    task::Waker,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::StreamBody;
-use hyper::service::service_fn;
+use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
+use hyper::service::{Service, service_fn};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::*;
@@ -23,25 +24,33 @@ use crate::{
     telemetry::names,
 };
 
+type Pieces = UnsyncBoxBody<Bytes, Infallible>;
+
 /// Bytes in each piece of an answer.
 const PIECE: usize = 16 << 10;
-/// Most bytes of a turn: hyper may have this much more in its buffer when the last write of a turn begins.
-const TURN: usize = 2 * Limits::OUTPUT;
-/// Turns in which an answer of a test is over, if each is short.
-const TURNS: usize = 100;
+/// Most bytes of a turn.
+const TURN: usize = Limits::OUTPUT + Limits::ANSWER;
+/// Bytes of an answer.
+const ANSWER: usize = 100 * TURN;
+/// Ends the part of a request that a client sends at once. It sends the rest when it has received something.
+const LATER: u8 = b'|';
 
-/// A client that asks for `/lasting` or something else, takes everything at once, and counts it.
+/// A client that takes everything at once, and counts it.
 struct Eager {
     request: &'static [u8],
     taken: Arc<AtomicUsize>,
+    reader: Option<Waker>,
 }
 
 impl AsyncRead for Eager {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.request.is_empty() {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let request = self.request;
+        let part = request.iter().position(|byte| *byte == LATER).unwrap_or(request.len());
+        if part == 0 {
+            self.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        let (now, later) = self.request.split_at(self.request.len().min(buf.remaining()));
+        let (now, later) = request.split_at(part.min(buf.remaining()));
         buf.put_slice(now);
         self.request = later;
         Poll::Ready(Ok(()))
@@ -49,8 +58,12 @@ impl AsyncRead for Eager {
 }
 
 impl AsyncWrite for Eager {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.taken.fetch_add(buf.len(), Ordering::Relaxed);
+        if let Some(rest) = self.request.strip_prefix(&[LATER]) {
+            self.request = rest;
+            self.reader.take().into_iter().for_each(Waker::wake);
+        }
         Poll::Ready(Ok(buf.len()))
     }
 
@@ -63,30 +76,51 @@ impl AsyncWrite for Eager {
     }
 }
 
-/// A port whose answers have `TURNS * TURN` bytes, all of them ready. Those to `/lasting` are [`Lasting`]; those to
-/// `/short` have a single piece.
-fn port(queue: Option<TurnQueue>) -> (impl Fn(&'static str, u8) -> Arc<AtomicUsize>, Stop) {
+/// A server whose answers are [`ANSWER`] bytes, all of them ready. Their paths say how they differ: those of `/lasting`
+/// are [`Lasting`], `/whole` is a single piece, and `/short` is only one piece long.
+fn server(
+    queue: Option<TurnQueue>,
+) -> (
+    Server<impl Service<Request<RequestBody>, Response = Response<Pieces>, Error = Infallible, Future: Send> + Clone>,
+    Stop,
+) {
     let service = service_fn(|request: Request<RequestBody>| async move {
-        let piece = Bytes::from_static(&[b'x'; PIECE]);
-        let pieces = if request.uri().path() == "/short" { 1 } else { TURNS * TURN / PIECE };
-        let pieces = (0..pieces).map(move |_| Ok::<_, Infallible>(Frame::data(piece.clone())));
-        let mut response = Response::new(StreamBody::new(futures_util::stream::iter(pieces)));
-        if request.uri().path() == "/lasting" {
+        let path = request.uri().path();
+        let (piece, count) = match path {
+            "/short" => (PIECE, 1),
+            "/whole" | "/lasting/whole" => (ANSWER, 1),
+            _ => (PIECE, ANSWER / PIECE),
+        };
+        let pieces = std::iter::repeat_n(Bytes::from(vec![b'x'; piece]), count).map(|piece| Ok(Frame::data(piece)));
+        let mut response = Response::new(StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync());
+        if path.starts_with("/lasting") {
             response.extensions_mut().insert(Lasting);
         }
         Ok::<_, Infallible>(response)
     });
-    let addr = |last| SocketAddr::new(IpAddr::from([127, 0, 0, last]), 7);
     let config = PortConfig { turns: queue, ..PortConfig::new(names::Port::Http, addr(1)) };
     let stop = Stop::default();
-    let server = Server::new(service, config, Arc::default(), stop.clone());
-    let connect = move |request: &'static str, last| {
-        let taken = Arc::new(AtomicUsize::new(0));
-        let client = Eager { request: request.as_bytes(), taken: taken.clone() };
+    (Server::new(service, config, Arc::default(), stop.clone()), stop)
+}
+
+/// The same, and how clients connect.
+fn port(queue: Option<TurnQueue>) -> (impl Fn(&'static str, u8) -> Arc<AtomicUsize>, Stop) {
+    let (server, stop) = server(queue);
+    let connect = move |request, last| {
+        let (client, taken) = eager(request);
         server.serve(client, addr(last)).expect("room");
         taken
     };
     (connect, stop)
+}
+
+fn eager(request: &'static str) -> (Eager, Arc<AtomicUsize>) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    (Eager { request: request.as_bytes(), taken: taken.clone(), reader: None }, taken)
+}
+
+fn addr(last: u8) -> SocketAddr {
+    SocketAddr::new(IpAddr::from([127, 0, 0, last]), 7)
 }
 
 /// A queue of one thread, and how many connections have joined and left it.
@@ -114,18 +148,61 @@ async fn others_run() {
     .await;
 }
 
-const REQUESTS: [&str; 2] = ["GET /list HTTP/1.1\r\nhost: x\r\n\r\n", "GET /lasting HTTP/1.1\r\nhost: x\r\n\r\n"];
+const SHORT: &str = "GET /short HTTP/1.1\r\nhost: x\r\n\r\n";
+const LONG: [&str; 4] = [
+    "GET /pieces HTTP/1.1\r\nhost: x\r\n\r\n",
+    "GET /lasting/pieces HTTP/1.1\r\nhost: x\r\n\r\n",
+    "GET /whole HTTP/1.1\r\nhost: x\r\n\r\n",
+    "GET /lasting/whole HTTP/1.1\r\nhost: x\r\n\r\n",
+];
 
 #[tokio::test]
 async fn the_first_turn_of_each_connection_comes_in_the_order_of_the_queue() {
     let (queue, [joined, left]) = queue();
     let (connect, _stop) = port(Some(queue));
-    let all: Vec<_> = (2..7).map(|last| connect("GET /short HTTP/1.1\r\nhost: x\r\n\r\n", last)).collect();
+    let all: Vec<_> = (2..7).map(|last| connect(SHORT, last)).collect();
     while all.iter().any(|taken| taken.load(Ordering::Relaxed) < PIECE) {
         tokio::task::yield_now().await;
     }
     // The first one finds the place free.
     assert_eq!([joined, left].map(|count| count.load(Ordering::Relaxed)), [4, 4]);
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_its_turn_when_its_connection_is_asked_to_leave_is_answered() {
+    let (queue, [joined, _]) = queue();
+    let (server, _stop) = server(Some(queue.clone()));
+    let place = queue.turn(ClientKey::from(addr(2).ip())).await;
+    let (client, taken) = eager(SHORT);
+    server.serve(client, addr(3)).expect("room");
+    while joined.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let finished = tokio::spawn(server.finish());
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(taken.load(Ordering::Relaxed), 0, "its turn has not come");
+    drop(place);
+    tokio::time::timeout(Duration::from_secs(20), finished).await.expect("it leaves").expect("no panic");
+    assert!(taken.load(Ordering::Relaxed) > PIECE, "it was not answered");
+}
+
+#[tokio::test]
+async fn a_request_that_comes_before_the_answer_to_the_one_before_is_written_is_answered() {
+    let (connect, _stop) = port(Some(queue().0));
+    // hyper reads the second request while the answer to the first one waits for its turn.
+    let taken = connect(
+        "POST /whole HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n|1GET /short HTTP/1.1\r\nhost: x\r\n\r\n",
+        2,
+    );
+    let both = async {
+        while taken.load(Ordering::Relaxed) <= ANSWER + PIECE {
+            tokio::task::yield_now().await;
+        }
+    };
+    let both = tokio::time::timeout(Duration::from_secs(20), both).await;
+    both.unwrap_or_else(|_| panic!("only {} bytes", taken.load(Ordering::Relaxed)));
 }
 
 #[tokio::test]
@@ -135,17 +212,17 @@ async fn a_long_answer_is_written_in_turns_between_which_other_tasks_run() {
 
 async fn a_long_answer_has_turns() {
     for queue in [None, Some(queue().0)] {
-        for request in REQUESTS {
+        for request in LONG {
             let (connect, _stop) = port(queue.clone());
             let taken = connect(request, 2);
             let (mut before, mut steps) = (0, 0);
-            while before < TURNS * TURN {
+            while before < ANSWER {
                 others_run().await;
                 let now = taken.load(Ordering::Relaxed);
                 assert!(now - before <= TURN, "{request}: {} bytes at once", now - before);
                 steps += 1;
                 // A turn may come after 61 others have run.
-                assert!(steps < 300 * TURNS, "{request}: stopped after {now} bytes");
+                assert!(steps < 100_000, "{request}: stopped after {now} bytes");
                 before = now;
             }
         }
@@ -158,12 +235,12 @@ async fn connections_with_long_answers_have_turns_one_after_the_other_and_make_w
 }
 
 async fn connections_make_way() {
-    for request in REQUESTS {
+    for request in LONG {
         let (queue, [joined, left]) = queue();
         let (connect, stop) = port(Some(queue));
         let all: Vec<_> = (2..7).map(|last| connect(request, last)).collect();
         let taken = || all.iter().map(|taken| taken.load(Ordering::Relaxed));
-        while taken().sum::<usize>() < TURNS * TURN {
+        while taken().sum::<usize>() < ANSWER {
             others_run().await;
             let (least, most) = (taken().min().expect("some"), taken().max().expect("some"));
             assert!(most - least <= 2 * TURN, "{request}: {most} and {least} bytes");
