@@ -218,7 +218,7 @@ impl<S> Server<S> {
             };
             let Some(Some((next, listed, switch))) = abort.run_until_cancelled(connection).await else { return };
             if let Some(switch) = switch {
-                // Both kinds of connections flush each time that they are woken.
+                // Both kinds of connections flush in each turn.
                 switch.join();
             }
             let log = move |result: Result<(), BoxError>| {

@@ -15,7 +15,7 @@
 //! takes longer than [`Limits::TURN`], the turn counts as a long one.
 
 use std::{
-    fmt, mem,
+    fmt,
     pin::Pin,
     sync::{
         Arc,
@@ -37,8 +37,6 @@ pub(super) struct Turns {
     written: Arc<Written>,
     /// The next turn is likely to be a long one.
     is_due: bool,
-    /// The socket took not all that was offered in the last turn.
-    was_refused: bool,
     waiting: Option<Pin<Box<dyn Future<Output = Place> + Send>>>,
 }
 
@@ -56,7 +54,7 @@ pub(super) struct Written {
 impl Turns {
     /// The turns of a new connection of `client`, which join `queue`. `written` is told by its socket.
     pub(super) fn new(queue: Option<(TurnQueue, ClientKey)>, written: Arc<Written>) -> Self {
-        Self { queue, written, is_due: true, was_refused: false, waiting: None }
+        Self { queue, written, is_due: true, waiting: None }
     }
 
     /// Runs `turn` when its turn has come. If it is pending because the socket took enough, it is polled again.
@@ -69,16 +67,18 @@ impl Turns {
             None => None,
         };
         self.waiting = None;
+        let had_more = !self.written.is_everything();
         self.written.begin_turn();
         let outcome = turn(cx);
         drop(place);
-        self.is_due = self.written.is_enough() || self.is_due && !self.written.is_everything();
-        let was_refused = mem::replace(&mut self.was_refused, self.written.refused.load(Ordering::Relaxed));
+        let has_more = !self.written.is_everything();
+        self.is_due = self.written.is_enough() || self.is_due && has_more;
         if outcome.is_pending() {
-            if self.was_refused {
+            if self.written.refused.load(Ordering::Relaxed) {
                 self.give_way(cx);
-            } else if was_refused {
-                // hyper writes at the end of its turn, and may now be able to begin what waited for that.
+            } else if had_more && !has_more {
+                // hyper 1.12 writes at the end of its turn, and does not look once more whether it can call the service
+                // now for a request that it read while it had more to write. It would wait until the client sends more.
                 cx.waker().wake_by_ref();
             }
         }

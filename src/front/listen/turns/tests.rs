@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    io,
+    io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     task::Waker,
 };
@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::service::{Service, service_fn};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -31,7 +31,7 @@ const PIECE: usize = 16 << 10;
 /// Most bytes of a turn.
 const TURN: usize = Limits::OUTPUT + Limits::ANSWER;
 /// Bytes of an answer.
-const ANSWER: usize = 100 * TURN;
+const ANSWER: usize = 100 * TURN + PIECE;
 /// Ends the part of a request that a client sends at once. It sends the rest when it has received something.
 const LATER: u8 = b'|';
 
@@ -58,13 +58,26 @@ impl AsyncRead for Eager {
 }
 
 impl AsyncWrite for Eager {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.taken.fetch_add(buf.len(), Ordering::Relaxed);
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let count = bufs.iter().map(|buf| buf.len()).sum();
+        self.taken.fetch_add(count, Ordering::Relaxed);
         if let Some(rest) = self.request.strip_prefix(&[LATER]) {
             self.request = rest;
             self.reader.take().into_iter().for_each(Waker::wake);
         }
-        Poll::Ready(Ok(buf.len()))
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -86,13 +99,16 @@ fn server(
 ) {
     let service = service_fn(|request: Request<RequestBody>| async move {
         let path = request.uri().path();
-        let (piece, count) = match path {
-            "/short" => (PIECE, 1),
-            "/whole" | "/lasting/whole" => (ANSWER, 1),
-            _ => (PIECE, ANSWER / PIECE),
+        let bytes = |count| Bytes::from(vec![b'x'; count]);
+        let body = match path {
+            "/short" => Full::new(bytes(PIECE)).boxed_unsync(),
+            "/whole" | "/lasting/whole" => Full::new(bytes(ANSWER)).boxed_unsync(),
+            _ => {
+                let pieces = std::iter::repeat_n(bytes(PIECE), ANSWER / PIECE).map(|piece| Ok(Frame::data(piece)));
+                StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync()
+            }
         };
-        let pieces = std::iter::repeat_n(Bytes::from(vec![b'x'; piece]), count).map(|piece| Ok(Frame::data(piece)));
-        let mut response = Response::new(StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync());
+        let mut response = Response::new(body);
         if path.starts_with("/lasting") {
             response.extensions_mut().insert(Lasting);
         }
@@ -189,7 +205,7 @@ async fn a_request_that_waits_for_its_turn_when_its_connection_is_asked_to_leave
 }
 
 #[tokio::test]
-async fn a_request_that_comes_before_the_answer_to_the_one_before_is_written_is_answered() {
+async fn a_request_that_is_read_before_the_answer_to_the_one_before_is_written_is_answered() {
     let (connect, _stop) = port(Some(queue().0));
     // hyper reads the second request while the answer to the first one waits for its turn.
     let taken = connect(
