@@ -113,7 +113,7 @@ impl Stream {
 }
 
 impl Switch {
-    /// From now on, writes may be joined. Whoever writes must then flush each time that it is woken.
+    /// From now on, writes may be joined. Whoever writes must then flush when it is woken, or in the turn that follows.
     pub fn join(&self) {
         self.0.joins.store(true, Ordering::Relaxed);
     }
