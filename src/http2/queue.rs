@@ -135,8 +135,8 @@ impl TurnQueue {
         Place { queue: self.clone(), client, phase: PlacePhase::New }
     }
 
-    /// Waits for a turn that may be long, like an HTTP/2 connection does: for a place, until the runtime has then checked
-    /// the sockets, and until the tasks that it found have run. The turn begins when this returns, and ends when the
+    /// Waits for a turn that may be long, like an HTTP/2 connection does: for a place, and then, unless the task is woken
+    /// meanwhile, until the runtime has checked the sockets and the tasks that it found have run. The turn begins when this returns, and ends when the
     /// place is dropped. Cancel safe.
     pub(crate) async fn turn(self, client: ClientKey) -> Place {
         let mut place = self.join(client);

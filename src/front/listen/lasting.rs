@@ -14,7 +14,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
@@ -23,7 +22,10 @@ use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1::Connection, service::HttpService};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use super::{
     socket::Socket,
@@ -107,7 +109,9 @@ pub(super) struct ResponseWriter<T, B: Body> {
 }
 
 impl<T, B: Body> ResponseWriter<T, B> {
-    pub(super) fn new(socket: Socket<T>, turns: Turns, response: Response<B>, abort: Listener) -> Self {
+    pub(super) fn new(socket: Socket<T>, mut turns: Turns, response: Response<B>, abort: Listener) -> Self {
+        // An answer may begin with everything that there is.
+        turns.expect_long();
         let (parts, body) = response.into_parts();
         let out = Out { head: head(parts.status, &parts.headers), data: None };
         Self { socket, turns, abort, out, body, ended: false }

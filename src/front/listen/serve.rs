@@ -404,8 +404,8 @@ where
     None
 }
 
-/// Drives a connection to its end; after `stop`, until its open requests are answered. A request that was there before
-/// is one of them, although the connection may only read it when its turn comes.
+/// Drives a connection to its end; after `stop`, until its open requests are answered. The connection reads once more
+/// before it is asked, since a request may have waited there for its turn.
 async fn finish<C, T>(
     mut connection: Pin<&mut C>,
     turns: &mut Turns,

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use smallvec::SmallVec;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Sleep, sleep},
@@ -88,8 +89,10 @@ impl<T: Unpin> Socket<T> {
             None => usize::MAX,
         };
         let outcome = write(Pin::new(&mut self.stream), cx, most);
-        if let (Some(written), Poll::Ready(Ok(count))) = (&self.written, &outcome) {
-            written.took(*count);
+        match (&self.written, &outcome) {
+            (Some(written), Poll::Ready(Ok(count))) => written.took(*count),
+            (Some(written), Poll::Pending) => written.waits(),
+            _ => {}
         }
         self.stall.bound(outcome, cx)
     }
@@ -136,15 +139,20 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.get_mut().write(cx, |stream, cx, most| {
-            let mut total = 0_usize;
-            let fits = bufs.iter().take_while(|buf| {
-                total = total.saturating_add(buf.len());
-                total <= most
-            });
-            match (fits.count(), bufs) {
-                (0, [first, ..]) => stream.poll_write(cx, &first[..most]),
-                (count, _) => stream.poll_write_vectored(cx, &bufs[..count]),
+            if bufs.iter().map(|buf| buf.len()).sum::<usize>() <= most {
+                return stream.poll_write_vectored(cx, bufs);
             }
+            let mut left = most;
+            let cut: SmallVec<[IoSlice<'_>; 32]> = bufs
+                .iter()
+                .map_while(|buf| {
+                    let part = &buf[..buf.len().min(left)];
+                    let had_room = left > 0;
+                    left -= part.len();
+                    had_room.then(|| IoSlice::new(part))
+                })
+                .collect();
+            stream.poll_write_vectored(cx, &cut)
         })
     }
 
@@ -155,8 +163,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_flush(cx);
-        if let (Some(written), Poll::Ready(_)) = (&this.written, &outcome) {
-            written.flushed();
+        match (&this.written, &outcome) {
+            (Some(written), Poll::Ready(_)) => written.flushed(),
+            (Some(written), Poll::Pending) => written.waits(),
+            _ => {}
         }
         this.stall.bound(outcome, cx)
     }

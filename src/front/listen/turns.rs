@@ -11,7 +11,7 @@
 //!   one after a long turn, and those that follow it until everything is written;
 //! - a place in the queue is held for one turn.
 //!
-//! Not bounded is the time of a turn, beyond what hyper does in one: it reads and answers up to 16 requests. If that
+//! The time of a turn is not bounded, beyond what hyper does in one: it reads and answers up to 16 requests. If that
 //! takes longer than [`Limits::TURN`], the turn counts as a long one.
 
 use std::{
@@ -49,12 +49,19 @@ pub(super) struct Written {
     taken: AtomicUsize,
     /// More was offered in this turn.
     refused: AtomicBool,
+    /// The writer had to wait, for its next turn or for the client, and has not run since everything is written.
+    waited: AtomicBool,
 }
 
 impl Turns {
     /// The turns of a new connection of `client`, which join `queue`. `written` is told by its socket.
     pub(super) fn new(queue: Option<(TurnQueue, ClientKey)>, written: Arc<Written>) -> Self {
         Self { queue, written, is_due: true, waiting: None }
+    }
+
+    /// The next turn is likely to be a long one.
+    pub(super) fn expect_long(&mut self) {
+        self.is_due = true;
     }
 
     /// Runs `turn` when its turn has come. If it is pending because the socket took enough, it is polled again.
@@ -67,7 +74,6 @@ impl Turns {
             None => None,
         };
         self.waiting = None;
-        let had_more = !self.written.is_everything();
         self.written.begin_turn();
         let outcome = turn(cx);
         drop(place);
@@ -76,9 +82,9 @@ impl Turns {
         if outcome.is_pending() {
             if self.written.refused.load(Ordering::Relaxed) {
                 self.give_way(cx);
-            } else if had_more && !has_more {
-                // hyper 1.12 writes at the end of its turn, and does not look once more whether it can call the service
-                // now for a request that it read while it had more to write. It would wait until the client sends more.
+            } else if !has_more && self.written.waited.swap(false, Ordering::Relaxed) {
+                // hyper 1.12 writes at the end of its turn, and does not look once more whether it can go on with a
+                // request that it read while it had more to write. That request would wait until the client sends more.
                 cx.waker().wake_by_ref();
             }
         }
@@ -108,7 +114,12 @@ impl fmt::Debug for Turns {
 
 impl Default for Written {
     fn default() -> Self {
-        Self { everything: AtomicBool::new(true), taken: AtomicUsize::new(0), refused: AtomicBool::new(false) }
+        Self {
+            everything: AtomicBool::new(true),
+            taken: AtomicUsize::new(0),
+            refused: AtomicBool::new(false),
+            waited: AtomicBool::new(false),
+        }
     }
 }
 
@@ -125,8 +136,14 @@ impl Written {
         let is_enough = self.is_enough();
         if is_enough {
             self.refused.store(true, Ordering::Relaxed);
+            self.waits();
         }
         (!is_enough).then_some(Limits::ANSWER)
+    }
+
+    /// The writer waits until the socket takes more.
+    pub(super) fn waits(&self) {
+        self.waited.store(true, Ordering::Relaxed);
     }
 
     /// The socket took so many bytes.
